@@ -1,0 +1,14 @@
+"""mpbook: mixed-precision training, measured.
+
+The package that the book "Mixed precision, measured" runs on, made to be taken home.  Import the
+module of the concept you need:
+
+* `mpbook.formats`: what a number format is; decode, encode and round to any of them
+* `mpbook.precision`: the dtypes, loss scale and rounding of one way to train
+* `mpbook.device`: what this machine does natively, emulates or lacks, and how that was found
+* `mpbook.training`: one training loop, in which the precision is the only variable
+
+Importing the package imports nothing else.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,105 @@
+"""Exercises that diagnose: `check` finds the smallest counterexample and names the misconception.
+
+An exercise is data: the inputs to try, smallest first, the right answer for each, and the wrong
+answers that a known misconception would give.  `check` runs the reader's function over the inputs;
+at the first difference it shows the input, both answers, and, where the reader's answer is the one
+that a misconception predicts, says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Answer = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A question with its inputs, its right answer and the known ways to get it wrong.
+
+    Args:
+        name: what `check` calls it.
+        inputs: argument tuples, simplest first.
+        solution: the right answer for each.
+        misconceptions: what a wrong answer means, with the function that gives that wrong answer.
+        describe: how to print an input, ``repr`` of the arguments if not given.
+    """
+
+    name: str
+    inputs: Callable[[], Iterable[tuple[Any, ...]]]
+    solution: Answer
+    misconceptions: Mapping[str, Answer] = field(default_factory=dict)
+    describe: Answer = lambda *arguments: ", ".join(map(repr, arguments))
+
+
+_EXERCISES: dict[str, Exercise] = {}
+
+
+def register(exercise: Exercise) -> Exercise:
+    """Make an exercise known to `check` by its name."""
+    _EXERCISES[exercise.name] = exercise
+    return exercise
+
+
+def check(name: str, answer: Answer | Any) -> bool:
+    """Try an answer to the exercise ``name``, and print what was found.
+
+    Args:
+        name: the exercise, as the chapter names it.
+        answer: the reader's function; for a question without inputs, the value itself.
+
+    Returns:
+        Whether every answer was right.
+
+    Raises:
+        ValueError: no exercise has that name.
+    """
+    if name not in _EXERCISES:
+        raise ValueError(f"name={name!r}: expected one of {', '.join(sorted(_EXERCISES))}")
+    exercise = _EXERCISES[name]
+    function = answer if callable(answer) else lambda *_: answer
+    tried = 0
+    for arguments in exercise.inputs():
+        finding = _compare(exercise, function, arguments)
+        if finding:
+            print(f"{name}: not yet. {finding}")
+            return False
+        tried += 1
+    print(f"{name}: right" + (f", on all {tried} inputs." if tried > 1 else "."))
+    return True
+
+
+def _compare(exercise: Exercise, function: Answer, arguments: tuple[Any, ...]) -> str:
+    """What is wrong with the answer to one input, or nothing."""
+    expected = exercise.solution(*arguments)
+    where = f"For {exercise.describe(*arguments)}" if arguments else "Here"
+    try:
+        actual = function(*arguments)
+    except Exception as error:  # the reader's code may raise anything
+        return f"{where} your function raises {type(error).__name__}: {error}"
+    if _same(actual, expected):
+        return ""
+    finding = f"{where} you answer {actual!r}; it is {expected!r}."
+    for meaning, wrong in exercise.misconceptions.items():
+        if _same(actual, wrong(*arguments)):
+            return f"{finding} {meaning}"
+    return finding
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equal, NaN equal to NaN, sequences element by element."""
+    if isinstance(right, tuple | list):
+        return (
+            isinstance(left, tuple | list)
+            and len(left) == len(right)
+            and all(map(_same, left, right))
+        )
+    if isinstance(right, float) and math.isnan(right):
+        return isinstance(left, float) and math.isnan(left)
+    try:
+        return bool(left == right)
+    except Exception:  # an object that does not compare is not the answer
+        return False
