@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from mpbook.notebook import _ipython
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _GREY, _PURPLE, _ORANGE, _BLUE = "#4d4d4d", "#8a5fb0", "#d55e00", "#0072b2"

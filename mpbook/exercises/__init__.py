@@ -4,11 +4,15 @@ An exercise is data: the inputs to try, smallest first, the right answer for eac
 answers that a known misconception would give.  `check` runs the reader's function over the inputs;
 at the first difference it shows the input, both answers, and, where the reader's answer is the one
 that a misconception predicts, says which.
+
+The exercises of a chapter are the dict ``EXERCISES`` in the module here that is named after it.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,34 +25,23 @@ class Exercise:
     """A question with its inputs, its right answer and the known ways to get it wrong.
 
     Args:
-        name: what `check` calls it.
         inputs: argument tuples, simplest first.
         solution: the right answer for each.
         misconceptions: what a wrong answer means, with the function that gives that wrong answer.
         describe: how to print an input, ``repr`` of the arguments if not given.
     """
 
-    name: str
     inputs: Callable[[], Iterable[tuple[Any, ...]]]
     solution: Answer
     misconceptions: Mapping[str, Answer] = field(default_factory=dict)
     describe: Answer = lambda *arguments: ", ".join(map(repr, arguments))
 
 
-_EXERCISES: dict[str, Exercise] = {}
-
-
-def register(exercise: Exercise) -> Exercise:
-    """Make an exercise known to `check` by its name."""
-    _EXERCISES[exercise.name] = exercise
-    return exercise
-
-
 def check(name: str, answer: Answer | Any) -> bool:
-    """Try an answer to the exercise ``name``, and print what was found.
+    """Try an answer to an exercise, and print what was found.
 
     Args:
-        name: the exercise, as the chapter names it.
+        name: chapter and exercise, as ``"precision_formats.largest"``.
         answer: the reader's function; for a question without inputs, the value itself.
 
     Returns:
@@ -57,9 +50,7 @@ def check(name: str, answer: Answer | Any) -> bool:
     Raises:
         ValueError: no exercise has that name.
     """
-    if name not in _EXERCISES:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(sorted(_EXERCISES))}")
-    exercise = _EXERCISES[name]
+    exercise = find(name)
     function = answer if callable(answer) else lambda *_: answer
     tried = 0
     for arguments in exercise.inputs():
@@ -70,6 +61,22 @@ def check(name: str, answer: Answer | Any) -> bool:
         tried += 1
     print(f"{name}: right" + (f", on all {tried} inputs." if tried > 1 else "."))
     return True
+
+
+def find(name: str) -> Exercise:
+    """The exercise called ``"chapter.exercise"``.
+
+    Raises:
+        ValueError: no such chapter or exercise; the message lists those there are.
+    """
+    chapters = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    chapter, _, exercise = name.partition(".")
+    if chapter not in chapters:
+        raise ValueError(f"name={name!r}: expected CHAPTER.EXERCISE, a chapter of {chapters}")
+    exercises: dict[str, Exercise] = importlib.import_module(f"{__name__}.{chapter}").EXERCISES
+    if exercise not in exercises:
+        raise ValueError(f"name={name!r}: {chapter} has the exercises {', '.join(exercises)}")
+    return exercises[exercise]
 
 
 def _compare(exercise: Exercise, function: Answer, arguments: tuple[Any, ...]) -> str:

@@ -1,0 +1,214 @@
+"""Real data that every reader has on disk: nothing is downloaded.
+
+* `digits`: 1797 handwritten digits of 8 x 8 pixels, which come with scikit-learn;
+* `standard_library`: the source code of Python's own standard library, as a corpus of bytes.
+
+Both give random batches under an explicit generator that lives on the CPU, so that a seed means
+the same batches on every device.  Bring your own data as `Examples`, or as any object with their
+methods.
+"""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Data(Protocol):
+    """What a training run needs of its data."""
+
+    name: str
+    items_per_example: int
+    """What throughput counts: tokens of a sequence, or 1 for an image."""
+
+    def to(self, device: torch.device) -> Data:
+        """The same data on a device."""
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A random batch of inputs and targets, drawn by a CPU generator."""
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """Batches of held-out examples, the same on every call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples held in memory: inputs of shape (n, ...) and targets of shape (n, ...).
+
+    Args:
+        inputs, targets: the training set; n examples each.
+        validation_inputs, validation_targets: the held-out set; may be empty.
+        name: how a `Run` calls it.
+
+    Raises:
+        ValueError: no training example, or inputs and targets of different lengths.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    validation_inputs: Tensor | None = None
+    validation_targets: Tensor | None = None
+    name: str = "examples"
+    items_per_example: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) == 0:
+            raise ValueError(f"inputs: {self.name} has no examples; expected at least one")
+        held_out = (self.validation_inputs, self.validation_targets)
+        for inputs, targets in ((self.inputs, self.targets), held_out):
+            if (inputs is None) != (targets is None) or (
+                inputs is not None and targets is not None and len(inputs) != len(targets)
+            ):
+                raise ValueError("targets: expected one target for each input")
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        names = ("inputs", "targets", "validation_inputs", "validation_targets")
+        tensors = {n: getattr(self, n) for n in names}
+        moved: Any = {n: t if t is None else t.to(device) for n, t in tensors.items()}
+        return replace(self, **moved)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A batch drawn with replacement."""
+        chosen = torch.randint(len(self.inputs), (batch_size,), generator=generator)
+        chosen = chosen.to(self.inputs.device)
+        return self.inputs[chosen], self.targets[chosen]
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """All held-out examples in order."""
+        if self.validation_inputs is None or self.validation_targets is None:
+            return
+        for start in range(0, len(self.validation_inputs), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.validation_inputs[part], self.validation_targets[part]
+
+
+@dataclass(frozen=True, eq=False)
+class ByteCorpus:
+    """A text as bytes, to predict each next byte from those before it.
+
+    Args:
+        text: uint8 tensor of shape (n,).
+        sequence_length: tokens of one example.
+        name: how a `Run` calls it.
+        validation_fraction: how much of the end of the text is held out.
+        validation_batches: how many batches of it `validation` gives.
+
+    Raises:
+        ValueError: a text that is too short for one training and one validation sequence.
+    """
+
+    text: Tensor
+    sequence_length: int
+    name: str = "bytes"
+    validation_fraction: float = 0.05
+    validation_batches: int = 8
+
+    def __post_init__(self) -> None:
+        held_out = len(self.text) - self._boundary
+        if self.sequence_length < 1 or min(self._boundary, held_out) <= self.sequence_length:
+            raise ValueError(
+                f"text: {len(self.text)} bytes are too few for sequence_length="
+                f"{self.sequence_length} with {self.validation_fraction:.0%} of them held out"
+            )
+
+    @property
+    def items_per_example(self) -> int:
+        """Tokens of one example."""
+        return self.sequence_length
+
+    @property
+    def _boundary(self) -> int:
+        return int(len(self.text) * (1 - self.validation_fraction))
+
+    def to(self, device: torch.device) -> ByteCorpus:
+        """The same corpus on a device."""
+        return replace(self, text=self.text.to(device))
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Sequences from random places of the training part: int64 of shape (batch, length)."""
+        return self._windows(0, self._boundary, batch_size, generator)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """Sequences from fixed random places of the held-out part."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(self.validation_batches):
+            yield self._windows(self._boundary, len(self.text), batch_size, generator)
+
+    def _windows(self, low: int, high: int, batch_size: int, generator: torch.Generator) -> Batch:
+        last_start = high - self.sequence_length  # a window is one byte longer than its inputs
+        starts = torch.randint(low, last_start, (batch_size, 1), generator=generator)
+        places = starts + torch.arange(self.sequence_length + 1)
+        window = self.text[places.to(self.text.device)].long()
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+def digits(*, images: bool = False, validation_examples: int = 360) -> Examples:
+    """Scikit-learn's handwritten digits, shuffled once and split.
+
+    Args:
+        images: give inputs the shape (n, 1, 8, 8) that a `CNN` takes, else (n, 64).
+        validation_examples: how many of the 1797 are held out.
+
+    Returns:
+        float32 inputs of zero mean, scaled from 0..16 to a range of 1; int64 targets 0 to 9.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        message = 'the digits come with scikit-learn: pip install "mpbook[notebook]"'
+        raise ImportError(message) from error
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1234))
+    x = torch.tensor(pixels / 16, dtype=torch.float32)[order]
+    y = torch.tensor(labels, dtype=torch.int64)[order]
+    x = x.reshape(-1, 1, 8, 8) if images else x
+    split = len(x) - validation_examples
+    x = x - x[:split].mean()
+    return Examples(x[:split], y[:split], x[split:], y[split:], name="digits")
+
+
+def standard_library(*, sequence_length: int = 64, megabytes: float | None = None) -> ByteCorpus:
+    """The source of Python's standard library, without its tests, as a corpus of bytes.
+
+    About 10 MB on every machine that runs Python.  Versions of Python differ, so hold results to
+    tolerances, not digits.
+
+    Args:
+        sequence_length: tokens of one example.
+        megabytes: read only about so much, from modules spread over the whole library.
+
+    Raises:
+        RuntimeError: this Python carries no source files.
+    """
+    text = _standard_library_bytes(megabytes)
+    tensor = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return ByteCorpus(tensor, sequence_length, name="standard library")
+
+
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+_LEFT_OUT |= {"__phello__", "pydoc_data", "turtledemo", "config"}
+
+
+@functools.cache
+def _standard_library_bytes(megabytes: float | None) -> bytes:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [f for f in root.rglob("*.py") if not _LEFT_OUT & set(f.relative_to(root).parts)]
+    files.sort(key=lambda f: f.relative_to(root).as_posix())
+    total = sum(f.stat().st_size for f in files)
+    if total == 0:
+        raise RuntimeError(f"no Python source under {root}: this Python was installed without it")
+    every = 1 if megabytes is None else max(1, round(total / (megabytes * 1e6)))
+    return b"\n".join(f.read_bytes() for f in files[::every])

@@ -1,0 +1,241 @@
+"""Which device trains, what it can do in each dtype, and how that was found out.
+
+A device may have units for a dtype (*native*), compute in another dtype behind your back
+(*emulated*), or refuse (*missing*).  Documentation, feature flags and what really runs disagree
+more often than one would think: ``torch.cuda.is_bf16_supported()`` is True on a T4, which has no
+bfloat16 units.  So each verdict here carries its evidence.
+
+A CPU without float16 units multiplies float16 matrices at a hundredth of its float32 speed.
+`matmul_emulation` computes them as a tensor core does, from float16 operands in float32 with one
+rounding at the end, and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mpbook.notebook import Table
+
+Support = Literal["native", "emulated", "missing"]
+
+
+def pick(device: str | torch.device | None = None) -> torch.device:
+    """The device to train on: the one named, else the GPU if there is one, else the CPU.
+
+    Raises:
+        RuntimeError: a CUDA device is asked for and there is none.
+        ValueError: a device that is neither a CPU nor a CUDA GPU.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f'device="{device}": expected "cpu" or "cuda"')
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f'device="{device}": torch sees no CUDA GPU here; use device="cpu"')
+    return chosen
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a device does with matrix products in one format, and how that is known."""
+
+    format: str
+    support: Support
+    evidence: str
+
+
+def capabilities(device: str | torch.device | None = None) -> list[Capability]:
+    """What the device does natively, emulates or lacks, for matrix products in each format.
+
+    Raises:
+        RuntimeError, ValueError: as `pick`.
+    """
+    chosen = pick(device)
+    if chosen.type == "cuda":
+        return gpu_capabilities(torch.cuda.get_device_capability(chosen))
+    return cpu_capabilities(cpu_features())
+
+
+def table(device: str | torch.device | None = None) -> Table:
+    """`capabilities` as a table, captioned with the device's name."""
+    rows = [(c.format, c.support, c.evidence) for c in capabilities(device)]
+    return Table(["matrix products in", "are", "because"], rows, caption=name(device))
+
+
+def name(device: str | torch.device | None = None) -> str:
+    """What the device calls itself."""
+    chosen = pick(device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    return _cpu_name()
+
+
+# First compute capability with tensor cores for the format.
+# Source: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities"; PTX ISA, "mma".
+_TENSOR_CORES_SINCE: Mapping[str, tuple[int, int]] = {
+    "float16": (7, 0),
+    "bfloat16": (8, 0),
+    "tfloat32": (8, 0),
+    "float8_e4m3fn": (8, 9),
+    "float8_e5m2": (8, 9),
+    "float4_e2m1fn": (10, 0),
+}
+
+
+def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
+    """What an NVIDIA GPU of this compute capability does, by the tensor cores it has."""
+    have = ".".join(map(str, compute_capability))
+    rows = [Capability("float32", "native", "every CUDA GPU has float32 units")]
+    for format, needed in _TENSOR_CORES_SINCE.items():
+        since = ".".join(map(str, needed))
+        if compute_capability >= needed:
+            rows.append(
+                Capability(format, "native", f"compute capability {have}, has it ≥ {since}")
+            )
+        else:
+            reason = f"compute capability {have}; tensor cores for it since {since}"
+            rows.append(Capability(format, *_without_tensor_cores(format, reason)))
+    return rows
+
+
+def _without_tensor_cores(format: str, reason: str) -> tuple[Support, str]:
+    if format == "float16":
+        return "emulated", f"{reason}; float16 is stored, products run on float32 or slow units"
+    if format == "bfloat16":
+        return "emulated", f"{reason}; torch.cuda.is_bf16_supported() says True all the same"
+    if format == "tfloat32":
+        return "emulated", f"{reason}; products run in full float32"
+    return "missing", reason
+
+
+def cpu_capabilities(features: frozenset[str]) -> list[Capability]:
+    """What a CPU with these instruction sets does in each format."""
+    rows = [Capability("float32", "native", "every CPU that torch supports has float32 units")]
+    tf32 = "TF32 is a mode of NVIDIA's tensor cores; products run in full float32"
+    rows.append(Capability("tfloat32", "emulated", tf32))
+    for format, wanted in _CPU_INSTRUCTIONS.items():
+        found = sorted(features & wanted)
+        if found:
+            rows.append(Capability(format, "native", f"the CPU has {', '.join(found)}"))
+        else:
+            lacks = f"none of {', '.join(sorted(wanted))} in the CPU's features"
+            rows.append(Capability(format, "emulated", f"{lacks}; computed by way of float32"))
+    for format in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
+        rows.append(Capability(format, "missing", "torch has no general CPU matrix product in it"))
+    return rows
+
+
+_CPU_INSTRUCTIONS: Mapping[str, frozenset[str]] = {
+    "float16": frozenset({"avx512_fp16", "amx_fp16", "fphp", "asimdhp"}),
+    "bfloat16": frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
+}
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """The CPU's instruction sets, as torch and the operating system name them; may be empty."""
+    found = set()
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
+        found |= {key for key, value in torch.cpu.get_capabilities().items() if value is True}
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return frozenset(found | set(line.partition(":")[2].split()))
+    return frozenset(found)
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+# --- float16 products on a CPU that has no float16 units ---------------------------------------
+
+
+def matmul_emulation(
+    dtype: torch.dtype, device: torch.device, *, features: frozenset[str] | None = None
+) -> AbstractContextManager[Any]:
+    """A context in which products of ``dtype`` matrices run well on ``device``.
+
+    It does nothing, unless ``dtype`` is float16 and the device a CPU without float16 units: there
+    it is `Float32Accumulation`.
+    """
+    if dtype != torch.float16 or device.type != "cpu":
+        return nullcontext()
+    features = cpu_features() if features is None else features
+    return nullcontext() if features & _CPU_INSTRUCTIONS["float16"] else Float32Accumulation()
+
+
+def _products() -> frozenset[Any]:
+    aten = torch.ops.aten
+    return frozenset(
+        {
+            aten.mm.default,
+            aten.bmm.default,
+            aten.addmm.default,
+            aten.baddbmm.default,
+            aten.mv.default,
+            aten.addmv.default,
+            aten.dot.default,
+            aten.convolution.default,
+            aten.convolution_backward.default,
+            aten._scaled_dot_product_flash_attention_for_cpu.default,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+        }
+    )
+
+
+class Float32Accumulation(TorchDispatchMode):
+    """Products of float16 tensors as a tensor core computes them.
+
+    Inside this context every matrix product, convolution and attention, forward and backward,
+    takes its float16 operands exactly, multiplies and adds in float32, and rounds its results to
+    float16 once.  Everything else runs as it is.  Torch's own float16 kernels on such a CPU
+    accumulate in float32 too, so only the order of the additions differs.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one operator of torch."""
+        kwargs = kwargs or {}
+        if func not in _products() or not _any_half(args):
+            return func(*args, **kwargs)
+        result = func(*map(_widen, args), **kwargs)
+        if not isinstance(result, tuple):
+            return _narrow(result)
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            return _narrow(result[0]), result[1]  # the log-sum-exp is float32 in any case
+        return tuple(map(_narrow, result))
+
+
+def _any_half(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.dtype == torch.float16 for a in args)
+
+
+def _widen(argument: Any) -> Any:
+    is_half = isinstance(argument, torch.Tensor) and argument.dtype == torch.float16
+    return argument.float() if is_half else argument
+
+
+def _narrow(result: Any) -> Any:
+    return result.half() if isinstance(result, torch.Tensor) else result

@@ -1,0 +1,194 @@
+"""A precision: the dtypes, the copy, the scale and the rounding of one way to train.
+
+Every training run in this book differs from its neighbour in one object of this kind.  The names
+are those of Lightning, which say both halves of what is meant: the bits, and whether everything
+uses them (``-true``) or only the computation does (``-mixed``).
+
+Taught in "Quickstart" and in the chapters of "The classic recipe".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mpbook.notebook import Table
+
+_SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One way to train: what is stored in which dtype, and how it is rounded.
+
+    Args:
+        name: how plots and tables call it.
+        parameter_dtype: of the weights that the model holds: float32, float16 or bfloat16.
+        compute_dtype: of matrix products and of the activations kept for the backward pass.  If
+            it is narrower than the parameters, `torch.autocast` does the casts.
+        float32_matmul: whether float32 products are computed as such (``"ieee"``) or in TF32.
+        loss_scale: ``"dynamic"``, a positive number for a static scale, or None.
+        master_copy: keep a float32 copy of 16-bit weights and update that.  Weights that are
+            float32 themselves need none: they are the master copy.
+        update_rounding: how an updated weight is rounded to a 16-bit ``parameter_dtype``.
+
+    Raises:
+        ValueError: a combination that cannot train, with the one that can.
+    """
+
+    name: str
+    parameter_dtype: torch.dtype = torch.float32
+    compute_dtype: torch.dtype = torch.float32
+    float32_matmul: Literal["ieee", "tf32"] = "ieee"
+    loss_scale: float | Literal["dynamic"] | None = None
+    master_copy: bool = False
+    update_rounding: Literal["nearest-even", "stochastic"] = "nearest-even"
+
+    def __post_init__(self) -> None:
+        for field in ("parameter_dtype", "compute_dtype"):
+            if getattr(self, field) not in (torch.float32, *_SIXTEEN_BIT):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: expected float32, float16 or bfloat16"
+                )
+        if self.parameter_dtype not in (torch.float32, self.compute_dtype):
+            raise ValueError(
+                f"compute_dtype={self.compute_dtype}: {self.parameter_dtype} weights compute in "
+                "their own dtype; mixed precision keeps float32 weights"
+            )
+        if self.float32_matmul not in ("ieee", "tf32"):
+            raise ValueError(f'float32_matmul={self.float32_matmul!r}: expected "ieee" or "tf32"')
+        if self.update_rounding not in ("nearest-even", "stochastic"):
+            raise ValueError(
+                f'update_rounding={self.update_rounding!r}: expected "nearest-even" or "stochastic"'
+            )
+        self._check_loss_scale()
+        self._check_update()
+
+    def _check_loss_scale(self) -> None:
+        scale = self.loss_scale
+        valid = isinstance(scale, int | float) and 0 < scale < float("inf")
+        if not (scale is None or scale == "dynamic" or valid):
+            raise ValueError(f'loss_scale={scale!r}: expected "dynamic", a positive number or None')
+        if scale is not None and not self.updates_in_float32:
+            raise ValueError(
+                f"loss_scale={scale!r}: unscaling {self.parameter_dtype} gradients in place "
+                "rounds away what the scale saved; use master_copy=True, or float32 parameters"
+            )
+
+    def _check_update(self) -> None:
+        if self.parameter_dtype == torch.float32 and self.master_copy:
+            raise ValueError("master_copy=True: float32 parameters are their own master copy")
+        if self.parameter_dtype == torch.float32 and self.update_rounding == "stochastic":
+            raise ValueError('update_rounding="stochastic": needs 16-bit parameters to round to')
+        if self.master_copy and self.update_rounding == "stochastic":
+            raise ValueError('update_rounding="stochastic": replaces master_copy; choose one')
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether computation is narrower than the weights, so that autocast is at work."""
+        return self.compute_dtype != self.parameter_dtype
+
+    @property
+    def updates_in_float32(self) -> bool:
+        """Whether the optimizer computes its update in float32."""
+        return (
+            self.parameter_dtype == torch.float32
+            or self.master_copy
+            or self.update_rounding == "stochastic"
+        )
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """What ``parameter.grad`` holds: in PyTorch always the parameter's own dtype."""
+        return self.parameter_dtype
+
+    @property
+    def optimizer_state_dtype(self) -> torch.dtype:
+        """Of momentum and second moments: the dtype that the optimizer updates in."""
+        return torch.float32 if self.updates_in_float32 else self.parameter_dtype
+
+    def _rows(self) -> list[tuple[str, str]]:
+        master = "the parameters themselves" if self.is_mixed else "none"
+        products = "tf32" if self.float32_matmul == "tf32" else _short(self.compute_dtype)
+        return [
+            ("parameters", _short(self.parameter_dtype)),
+            ("compute", f"{products}, by autocast" if self.is_mixed else products),
+            ("gradients", _short(self.gradient_dtype)),
+            ("optimizer state", _short(self.optimizer_state_dtype)),
+            ("float32 master copy", "kept by the optimizer" if self.master_copy else master),
+            ("loss scale", "none" if self.loss_scale is None else f"{self.loss_scale}"),
+            ("update rounding", self.update_rounding),
+        ]
+
+    def table(self) -> Table:
+        """This precision as a table of what is stored and computed how."""
+        return Table(["", self.name], self._rows())
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _precisions() -> dict[str, Precision]:
+    half, bfloat = torch.float16, torch.bfloat16
+    described = (
+        Precision("32-true"),
+        Precision("tf32", float32_matmul="tf32"),
+        Precision("16-mixed", compute_dtype=half, loss_scale="dynamic"),
+        Precision("bf16-mixed", compute_dtype=bfloat),
+        Precision("16-true", parameter_dtype=half, compute_dtype=half),
+        Precision("bf16-true", parameter_dtype=bfloat, compute_dtype=bfloat),
+    )
+    return {precision.name: precision for precision in described}
+
+
+PRECISIONS: dict[str, Precision] = _precisions()
+"""The six precisions that have a name of their own."""
+
+_AMBIGUOUS = {
+    "32": '"32-true" (float32 throughout) or "tf32" (float32 stored, products in TF32)',
+    "16": '"16-mixed" (fp32 weights, fp16 compute, loss scaling) or "16-true" (everything in fp16)',
+    "bf16": '"bf16-mixed" (fp32 weights, bf16 compute) or "bf16-true" (everything in bf16)',
+}
+_ALIASES = {"fp16": "16", "float16": "16", "half": "16", "bfloat16": "bf16"}
+_ALIASES |= {"fp32": "32", "float32": "32", "float": "32"}
+
+
+def as_precision(precision: str | Precision) -> Precision:
+    """The `Precision` that a name stands for; a `Precision` is returned as it is.
+
+    Raises:
+        ValueError: an unknown name, or one that could mean two precisions.
+        TypeError: anything else.
+
+    >>> as_precision("bf16-mixed").compute_dtype
+    torch.bfloat16
+    """
+    if isinstance(precision, Precision):
+        return precision
+    if not isinstance(precision, str):
+        raise TypeError(f"precision={precision!r}: expected a name or a Precision")
+    short = _ALIASES.get(precision, precision)
+    if short in _AMBIGUOUS:
+        raise ValueError(f'precision="{precision}": ambiguous, use {_AMBIGUOUS[short]}')
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision="{precision}": expected one of {", ".join(PRECISIONS)}')
+    return PRECISIONS[precision]
+
+
+def comparison(*precisions: str | Precision) -> Table:
+    """Several precisions side by side, as one table; all that have a name if none is given."""
+    chosen = [as_precision(p) for p in precisions or PRECISIONS]
+    columns = [dict(p._rows()) for p in chosen]
+    return Table(
+        ["", *(p.name for p in chosen)],
+        [[row, *(column[row] for column in columns)] for row in columns[0]],
+    )

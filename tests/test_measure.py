@@ -1,0 +1,56 @@
+"""`mpbook.measure`: bytes counted by hand, and a clock that counts only what it should."""
+
+import torch
+from torch import nn
+
+from mpbook import measure
+from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
+
+
+def test_bytes_count_each_storage_once():
+    x = torch.zeros(10, dtype=torch.float32)
+    assert count_bytes([x]) == 40
+    assert count_bytes([x, x.view(2, 5), x[3:]]) == 40
+    assert count_bytes([x, x.clone(), torch.zeros(3, dtype=torch.bfloat16)]) == 86
+    assert count_bytes([torch.zeros(0), torch.zeros(0)]) == 0
+    assert count_bytes([]) == 0
+
+
+def test_state_tensors_finds_every_tensor_in_a_nest():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    nest = {"state": {0: {"m": a, "step": 3}}, "more": [b, (c, "x")], "none": None}
+    assert [t.numel() for t in state_tensors(nest)] == [1, 2, 3]
+
+
+def test_what_linear_and_relu_save_is_what_the_formula_says():
+    batch, inputs, hidden, outputs = 32, 7, 11, 5
+    model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    x = torch.randn(batch, inputs)
+    with saved_for_backward(model) as saved:
+        model(x).sum().backward()
+    activations = batch * (inputs + hidden)  # each layer's input; ReLU saves its output, shared
+    assert saved() == 4 * activations
+
+
+def test_autocast_saves_16_bit_activations_and_casts_of_the_weights():
+    batch, width = 32, 16
+    model = nn.Sequential(nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False))
+    x = torch.randn(batch, width)
+    with saved_for_backward(model) as saved, torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x).sum().backward()
+    inputs, second_weight = 2 * batch * width, width * width
+    assert saved() == 2 * (inputs + second_weight)  # the input needs no gradient: first not kept
+
+
+def test_memory_is_the_sum_of_its_parts():
+    assert Memory(1, 20, 300, 4000, 50000).total == 54321
+
+
+def test_the_stopwatch_adds_up_only_what_lies_between_start_and_stop(monkeypatch):
+    clock = iter([10.0, 11.5, 100.0, 102.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    watch.start()
+    assert watch.stop() == 1.5
+    watch.start()
+    assert watch.stop() == 3.5
