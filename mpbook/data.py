@@ -63,12 +63,14 @@ class Examples:
     def __post_init__(self) -> None:
         if len(self.inputs) == 0:
             raise ValueError(f"inputs: {self.name} has no examples; expected at least one")
-        held_out = (self.validation_inputs, self.validation_targets)
-        for inputs, targets in ((self.inputs, self.targets), held_out):
-            if (inputs is None) != (targets is None) or (
-                inputs is not None and targets is not None and len(inputs) != len(targets)
-            ):
-                raise ValueError("targets: expected one target for each input")
+        for part in ("", "validation_"):
+            inputs, targets = (getattr(self, part + name) for name in ("inputs", "targets"))
+            counts = [0 if tensor is None else len(tensor) for tensor in (inputs, targets)]
+            if (inputs is None) != (targets is None) or counts[0] != counts[1]:
+                raise ValueError(
+                    f"{part}targets: {counts[1]} for {counts[0]} {part}inputs, "
+                    "expected one target for each input"
+                )
 
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
@@ -104,7 +106,8 @@ class ByteCorpus:
         validation_batches: how many batches of it `validation` gives.
 
     Raises:
-        ValueError: a text that is too short for one training and one validation sequence.
+        ValueError: a text that is too short for one training and one validation sequence, or is
+            no sequence of integers; a fraction that is not between 0 and 1.
     """
 
     text: Tensor
@@ -114,8 +117,17 @@ class ByteCorpus:
     validation_batches: int = 8
 
     def __post_init__(self) -> None:
+        if self.text.dim() != 1 or self.text.is_floating_point():
+            kind = f"{self.text.dtype} of shape {tuple(self.text.shape)}"
+            raise ValueError(f"text: {kind}, expected uint8 of shape (n,)")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction}: expected a number between 0 and 1"
+            )
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length={self.sequence_length}: expected at least 1")
         held_out = len(self.text) - self._boundary
-        if self.sequence_length < 1 or min(self._boundary, held_out) <= self.sequence_length:
+        if min(self._boundary, held_out) <= self.sequence_length:
             raise ValueError(
                 f"text: {len(self.text)} bytes are too few for sequence_length="
                 f"{self.sequence_length} with {self.validation_fraction:.0%} of them held out"
@@ -163,6 +175,7 @@ def digits(*, images: bool = False, validation_examples: int = 360) -> Examples:
         float32 inputs of zero mean, scaled from 0..16 to a range of 1; int64 targets 0 to 9.
 
     Raises:
+        ValueError: a split that leaves no training example.
         ImportError: scikit-learn is not installed.
     """
     try:
@@ -171,6 +184,10 @@ def digits(*, images: bool = False, validation_examples: int = 360) -> Examples:
         message = 'the digits come with scikit-learn: pip install "mpbook[notebook]"'
         raise ImportError(message) from error
     pixels, labels = load_digits(return_X_y=True)
+    if not 0 <= validation_examples < len(pixels):
+        raise ValueError(
+            f"validation_examples={validation_examples}: expected 0 to {len(pixels) - 1}"
+        )
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(1234))
     x = torch.tensor(pixels / 16, dtype=torch.float32)[order]
     y = torch.tensor(labels, dtype=torch.int64)[order]
@@ -191,8 +208,11 @@ def standard_library(*, sequence_length: int = 64, megabytes: float | None = Non
         megabytes: read only about so much, from modules spread over the whole library.
 
     Raises:
+        ValueError: megabytes that are not positive.
         RuntimeError: this Python carries no source files.
     """
+    if megabytes is not None and not megabytes > 0:
+        raise ValueError(f"megabytes={megabytes}: expected a positive number, or None for all")
     text = _standard_library_bytes(megabytes)
     tensor = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return ByteCorpus(tensor, sequence_length, name="standard library")

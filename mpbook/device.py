@@ -31,17 +31,28 @@ def pick(device: str | torch.device | None = None) -> torch.device:
     """The device to train on: the one named, else the GPU if there is one, else the CPU.
 
     Raises:
-        RuntimeError: a CUDA device is asked for and there is none.
+        RuntimeError: a CUDA device is asked for that is not there.
         ValueError: a device that is neither a CPU nor a CUDA GPU.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:  # a word that torch does not know
+        chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f'device="{device}": expected "cpu" or "cuda"')
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f'device="{device}": torch sees no CUDA GPU here; use device="cpu"')
+    if chosen.type == "cuda":
+        _check_gpu(chosen)
     return chosen
+
+
+def _check_gpu(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f'device="{device}": torch sees no CUDA GPU here; use device="cpu"')
+    if (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise RuntimeError(f'device="{device}": the last CUDA GPU here is "cuda:{last}"')
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,10 @@ def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
     rows = [Capability("float32", "native", "every CUDA GPU has float32 units")]
     for format, needed in _TENSOR_CORES_SINCE.items():
         since = ".".join(map(str, needed))
+        reason = f"compute capability {have}; tensor cores for it since {since}"
         if compute_capability >= needed:
-            rows.append(
-                Capability(format, "native", f"compute capability {have}, has it ≥ {since}")
-            )
+            rows.append(Capability(format, "native", reason))
         else:
-            reason = f"compute capability {have}; tensor cores for it since {since}"
             rows.append(Capability(format, *_without_tensor_cores(format, reason)))
     return rows
 
@@ -181,6 +190,7 @@ def matmul_emulation(
     return nullcontext() if features & _CPU_INSTRUCTIONS["float16"] else Float32Accumulation()
 
 
+@functools.cache
 def _products() -> frozenset[Any]:
     aten = torch.ops.aten
     return frozenset(
@@ -189,9 +199,11 @@ def _products() -> frozenset[Any]:
             aten.bmm.default,
             aten.addmm.default,
             aten.baddbmm.default,
+            aten.addbmm.default,
             aten.mv.default,
             aten.addmv.default,
             aten.dot.default,
+            aten.vdot.default,
             aten.convolution.default,
             aten.convolution_backward.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -205,8 +217,11 @@ class Float32Accumulation(TorchDispatchMode):
 
     Inside this context every matrix product, convolution and attention, forward and backward,
     takes its float16 operands exactly, multiplies and adds in float32, and rounds its results to
-    float16 once.  Everything else runs as it is.  Torch's own float16 kernels on such a CPU
-    accumulate in float32 too, so only the order of the additions differs.
+    float16 once.  Everything else runs as it is, in-place and ``out=`` forms of products included.
+
+    Torch's own float16 kernels on such a CPU accumulate in float32 too, so for products and
+    convolutions only the order of the additions differs.  Its attention also rounds the
+    probabilities to float16 on the way; here they stay in float32.
     """
 
     def __torch_dispatch__(
@@ -218,14 +233,26 @@ class Float32Accumulation(TorchDispatchMode):
     ) -> Any:
         """Run one operator of torch."""
         kwargs = kwargs or {}
-        if func not in _products() or not _any_half(args):
+        if func not in _products():
+            return self._run_as_it_is(func, args, kwargs)
+        if not _any_half(args):
             return func(*args, **kwargs)
-        result = func(*map(_widen, args), **kwargs)
+        widened = {name: _widen(value) for name, value in kwargs.items()}
+        result = func(*map(_widen, args), **widened)
         if not isinstance(result, tuple):
             return _narrow(result)
         if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
             return _narrow(result[0]), result[1]  # the log-sum-exp is float32 in any case
         return tuple(map(_narrow, result))
+
+    def _run_as_it_is(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Under inference_mode linear and matmul arrive whole; their parts hold the products.
+        if torch.is_inference_mode_enabled():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs)
 
 
 def _any_half(args: tuple[Any, ...]) -> bool:

@@ -455,7 +455,9 @@ def round_to(
     _check_tensor(x, generator)
     wide = x.double()
     quantum = _quantum(wide, format)
-    significand = _round_significand(wide.abs() / quantum, wide < 0, rounding, generator)
+    ratio = (wide.abs() / quantum).clamp(min=2.0**-1000)  # not 0: "up" would miss it
+    ratio = torch.where(wide == 0, 0.0, ratio)
+    significand = _round_significand(ratio, wide < 0, rounding, generator)
     magnitude = significand * quantum
     if not format.subnormals:
         magnitude = magnitude.clamp(min=format.smallest_normal)

@@ -6,8 +6,9 @@ counted from the tensors themselves, each storage once, the same way on every de
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,3 +96,55 @@ class Stopwatch:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated readings of one quantity, as a median with the smallest and the largest."""
+
+    readings: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle reading."""
+        return statistics.median(self.readings)
+
+    @property
+    def low(self) -> float:
+        """The smallest reading."""
+        return min(self.readings)
+
+    @property
+    def high(self) -> float:
+        """The largest reading."""
+        return max(self.readings)
+
+
+def interleave(work: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, Spread]:
+    """Take readings in turn, so that whatever slows the machine down slows all of them.
+
+    Args:
+        work: by name, a function that does the work once and returns its reading.
+        rounds: how often each is called, after one round that is not kept.
+
+    Raises:
+        ValueError: fewer than one round, or no work.
+    """
+    if rounds < 1 or not work:
+        raise ValueError(f"rounds={rounds} of {len(work)} kinds of work: expected at least 1 of 1")
+    readings: dict[str, list[float]] = {name: [] for name in work}
+    for kept in range(rounds + 1):
+        for name, function in work.items():
+            reading = function()
+            if kept:
+                readings[name].append(reading)
+    return {name: Spread(tuple(values)) for name, values in readings.items()}
+
+
+def ratios(readings: Mapping[str, Spread], *, to: str) -> dict[str, Spread]:
+    """Each reading divided by the one of ``to`` in the same round."""
+    base = readings[to].readings
+    return {
+        name: Spread(tuple(a / b for a, b in zip(spread.readings, base, strict=True)))
+        for name, spread in readings.items()
+    }

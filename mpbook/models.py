@@ -51,12 +51,12 @@ class CNN(nn.Sequential):
     Shape: (batch, 1, image_size, image_size) to (batch, classes).
 
     Raises:
-        ValueError: an image size that two poolings do not divide.
+        ValueError: an image size that two poolings do not divide, or nothing left after them.
     """
 
     def __init__(self, *, image_size: int = 8, channels: int = 32, classes: int = 10):
-        if image_size % 4:
-            raise ValueError(f"image_size={image_size}: expected a multiple of 4")
+        if image_size < 4 or image_size % 4:
+            raise ValueError(f"image_size={image_size}: expected a multiple of 4, at least 4")
         super().__init__(
             nn.Conv2d(1, channels, 3, padding=1),
             nn.ReLU(),
@@ -122,7 +122,7 @@ class GPT(nn.Module):
         """Logits for the token after each token."""
         time = tokens.shape[1]
         if time > self.config.context:
-            raise ValueError(f"tokens: {time} in a sequence, context is {self.config.context}")
+            raise ValueError(f"tokens: {time} a sequence, expected at most {self.config.context}")
         positions = torch.arange(time, device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         for block in self.blocks:

@@ -20,8 +20,8 @@ GLUE_PREFIX = "application/papermill.record/"
 class Table:
     """Rows under a header, as aligned text in a terminal and as an HTML table in a notebook.
 
-    Cells are shown by ``str``; columns whose cells are all numbers (``int`` or ``float``) or that
-    ``right`` names are set flush right.  ``caption`` says what the table shows.
+    Cells are shown by ``str``, a ``float`` with six significant digits.  Columns whose cells are
+    all numbers (``int`` or ``float``) are set flush right.  ``caption`` says what the table shows.
 
     Raises:
         ValueError: a row that is not as long as the header.
@@ -34,7 +34,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.header):
-                raise ValueError(f"row {row!r} has {len(row)} cells, header {len(self.header)}")
+                raise ValueError(
+                    f"rows: {row!r} has {len(row)} cells, expected {len(self.header)} as the header"
+                )
 
     def _numeric(self) -> list[bool]:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
@@ -56,7 +58,10 @@ class Table:
 
     def _repr_html_(self) -> str:
         numeric = self._numeric()
-        head = "".join(f'<th scope="col">{html.escape(str(h))}</th>' for h in self.header)
+        head = "".join(
+            f'<th scope="col"{_alignment(right)}>{html.escape(str(title))}</th>'
+            for title, right in zip(self.header, numeric, strict=True)
+        )
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(f"<tr>{_html_row(row, numeric)}</tr>" for row in self.rows)
         return (
@@ -69,26 +74,29 @@ def _text(cell: Any) -> str:
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
+def _alignment(right: bool) -> str:
+    return f' style="text-align:{"right" if right else "left"}"'
+
+
 def _html_row(row: Sequence[Any], numeric: Sequence[bool]) -> str:
     cells = []
     for i, (cell, right) in enumerate(zip(row, numeric, strict=True)):
         tag, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
-        style = ' style="text-align:right"' if right else ' style="text-align:left"'
-        cells.append(f"<{tag}{scope}{style}>{html.escape(_text(cell))}</{tag}>")
+        cells.append(f"<{tag}{scope}{_alignment(right)}>{html.escape(_text(cell))}</{tag}>")
     return "".join(cells)
 
 
 def glue(name: str, value: Any) -> Any:
     """Keep a measured value under a name, for ``{glue:text}`` in the prose; return the value.
 
-    The same record that ``myst_nb.glue`` leaves, without importing Sphinx.  A string is kept as it
-    reads, so format a number first: ``glue("speedup", f"{ratio:.1f}")``.
+    The same record that ``myst_nb.glue`` leaves, without importing Sphinx.  The page shows a string
+    as it reads, so format a number first: ``glue("speedup", f"{ratio:.1f}")``.
     """
     shell = _ipython()
     if shell is not None:
         from IPython.display import display
 
-        data = {GLUE_PREFIX + "text/plain": value if isinstance(value, str) else repr(value)}
+        data = {GLUE_PREFIX + "text/plain": repr(value)}
         metadata = {"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}}
         display(data, metadata=metadata, raw=True)
     return value

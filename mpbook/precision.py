@@ -50,7 +50,7 @@ class Precision:
         for field in ("parameter_dtype", "compute_dtype"):
             if getattr(self, field) not in (torch.float32, *_SIXTEEN_BIT):
                 raise ValueError(
-                    f"{field}={getattr(self, field)!r}: expected float32, float16 or bfloat16"
+                    f"{field}={getattr(self, field)!r}: expected torch.float32, float16 or bfloat16"
                 )
         if self.parameter_dtype not in (torch.float32, self.compute_dtype):
             raise ValueError(
@@ -68,7 +68,11 @@ class Precision:
 
     def _check_loss_scale(self) -> None:
         scale = self.loss_scale
-        valid = isinstance(scale, int | float) and 0 < scale < float("inf")
+        valid = (
+            isinstance(scale, int | float)
+            and not isinstance(scale, bool)
+            and 0 < scale < float("inf")
+        )
         if not (scale is None or scale == "dynamic" or valid):
             raise ValueError(f'loss_scale={scale!r}: expected "dynamic", a positive number or None')
         if scale is not None and not self.updates_in_float32:
@@ -111,7 +115,8 @@ class Precision:
 
     def _rows(self) -> list[tuple[str, str]]:
         master = "the parameters themselves" if self.is_mixed else "none"
-        products = "tf32" if self.float32_matmul == "tf32" else _short(self.compute_dtype)
+        in_tf32 = self.float32_matmul == "tf32" and self.compute_dtype == torch.float32
+        products = "tf32" if in_tf32 else _short(self.compute_dtype)
         return [
             ("parameters", _short(self.parameter_dtype)),
             ("compute", f"{products}, by autocast" if self.is_mixed else products),

@@ -428,6 +428,13 @@ def test_rounding_float64_rounds_once():
     assert x.float().bfloat16().item() == 1
 
 
+def test_rounding_up_sees_the_smallest_float64():
+    format = FloatFormat("large numbers only", 4, 3, bias=-3)
+    x = torch.tensor([5e-324, -5e-324, 0.0], dtype=torch.float64)
+    assert round_to(x, format, rounding="up", overflow="inf").tolist() == [2, 0, 0]
+    assert round_to(x, format, rounding="down", overflow="inf").tolist() == [0, -2, 0]
+
+
 def test_round_to_keeps_shape_device_and_input():
     x = torch.randn(3, 0, 2), torch.tensor(1.1), torch.randn(4, 5).t()
     for tensor in x:

@@ -1,5 +1,6 @@
 """`mpbook.measure`: bytes counted by hand, and a clock that counts only what it should."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -54,3 +55,25 @@ def test_the_stopwatch_adds_up_only_what_lies_between_start_and_stop(monkeypatch
     assert watch.stop() == 1.5
     watch.start()
     assert watch.stop() == 3.5
+
+
+def test_interleaving_takes_turns_and_drops_the_first_round():
+    calls = []
+
+    def reader(name, values):
+        readings = iter(values)
+        return lambda: calls.append(name) or next(readings)
+
+    work = {"a": reader("a", [9.0, 1.0, 3.0, 2.0]), "b": reader("b", [9.0, 2.0, 3.0, 8.0])}
+    spreads = measure.interleave(work, rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert spreads["a"].readings == (1, 3, 2)
+    assert (spreads["a"].low, spreads["a"].median, spreads["a"].high) == (1, 2, 3)
+    relative = measure.ratios(spreads, to="a")
+    assert relative["b"].readings == (2, 1, 4) and relative["a"].median == 1
+
+
+@pytest.mark.parametrize(("work", "rounds"), [({}, 1), ({"a": lambda: 1.0}, 0)])
+def test_nothing_to_interleave_is_refused(work, rounds):
+    with pytest.raises(ValueError, match="at least 1 of 1"):
+        measure.interleave(work, rounds=rounds)

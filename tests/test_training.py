@@ -529,7 +529,7 @@ def test_memory_is_a_plain_record():
         (dict(decay="exp"), ValueError, "decay='exp'"),
         (dict(optimizer="adagrad"), ValueError, 'optimizer="adagrad"'),
         (dict(save_every=5), ValueError, "needs save_to"),
-        (dict(device="tpu"), RuntimeError, "tpu"),
+        (dict(device="tpu"), ValueError, "tpu"),
         (dict(device="meta"), ValueError, 'expected "cpu" or "cuda"'),
         (dict(learning_rat=0.1), TypeError, "learning_rat"),
     ],

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +52,14 @@ def check(name: str, answer: Answer | Any) -> bool:
     """
     exercise = find(name)
     function = answer if callable(answer) else lambda *_: answer
-    tried = 0
+    right: list[tuple[Any, ...]] = []
     for arguments in exercise.inputs():
-        finding = _compare(exercise, function, arguments)
+        finding = _compare(exercise, function, arguments, right)
         if finding:
-            print(f"{name}: not yet. {finding}")
+            print(f"{name}: not yet.\n{finding}")
             return False
-        tried += 1
-    print(f"{name}: right" + (f", on all {tried} inputs." if tried > 1 else "."))
+        right.append(arguments)
+    print(f"{name}: right" + (f", on all {len(right)} inputs." if len(right) > 1 else "."))
     return True
 
 
@@ -79,8 +79,13 @@ def find(name: str) -> Exercise:
     return exercises[exercise]
 
 
-def _compare(exercise: Exercise, function: Answer, arguments: tuple[Any, ...]) -> str:
-    """What is wrong with the answer to one input, or nothing."""
+def _compare(
+    exercise: Exercise,
+    function: Answer,
+    arguments: tuple[Any, ...],
+    right: Sequence[tuple[Any, ...]],
+) -> str:
+    """What is wrong with the answer to one input, after those answered right; or nothing."""
     expected = exercise.solution(*arguments)
     where = f"For {exercise.describe(*arguments)}" if arguments else "Here"
     try:
@@ -91,8 +96,9 @@ def _compare(exercise: Exercise, function: Answer, arguments: tuple[Any, ...]) -
         return ""
     finding = f"{where} you answer {actual!r}; it is {expected!r}."
     for meaning, wrong in exercise.misconceptions.items():
-        if _same(actual, wrong(*arguments)):
-            return f"{finding} {meaning}"
+        explains = all(_same(wrong(*earlier), exercise.solution(*earlier)) for earlier in right)
+        if explains and _same(actual, wrong(*arguments)):
+            return f"{finding}\n{meaning}"
     return finding
 
 

@@ -1,0 +1,61 @@
+# Everything happens in .venv; `make` alone lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 8000
+BIN    := $(VENV)/bin
+LOCK   := _build/lock
+STAMP  := $(VENV)/.installed
+
+# Idle OpenMP threads that spin make small matrix products dozens of times slower on shared cores.
+export OMP_WAIT_POLICY = PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help book read test lab refresh lint lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); the book needs Python 3.11, 3.12 or 3.13." >&2; \
+	  echo "make: name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+book: $(STAMP) ## Build the HTML and say where it is
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "The book is in $(CURDIR)/_build/html/index.html"
+
+read: book ## Build the HTML and serve it on localhost
+	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: $(STAMP) ## Run every test, the notebooks' included
+	$(BIN)/python -m pytest
+
+lab: $(STAMP) ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab book
+
+refresh: $(STAMP) ## Re-execute and normalise notebooks; NOTEBOOKS=... names a few
+	$(BIN)/python book/_tools/refresh.py $(NOTEBOOKS)
+
+lint: $(STAMP) ## Check style, types and the book's own rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python book/_tools/lint.py
+
+lock: ## Compile requirements.txt from pyproject.toml's ranges
+	$(PYTHON) -m venv --clear $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet uv
+	@# One lock for Python 3.11 to 3.13 on Linux and macOS. What torch needs for CUDA is left out:
+	@# the torch that pip picks for a machine brings it along.
+	$(LOCK)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --fork-strategy fewest --no-annotate --no-header --quiet -o $(LOCK)/all.txt
+	@{ echo '# Written by `make lock`: every package of the book, on Python 3.11, 3.12 and 3.13.'; \
+	   grep -vE '^(nvidia-|cuda-|triton)' $(LOCK)/all.txt; } > requirements.txt
+
+clean: ## Remove what was built, and .venv
+	rm -rf _build $(VENV)

@@ -1,0 +1,127 @@
+"""What the book adds to Sphinx: explorers without a kernel, alt text, and no other site.
+
+* Writes the explorers' modules as strings into one script. A page opened from disk may not
+  import a module file, but it may import a blob made from such a string.
+* Loads the explorers' scripts and style only on pages that hold an explorer.
+* Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
+  warns about a picture without one, which fails a build with `-W`.
+* Lets a keyboard reach tables that scroll.
+* Drops sphinx-thebe, whose scripts name a CDN and declare the same constants twice, and keeps
+  MathJax off pages without maths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+# What the theme's and docutils' own HTML lacks for people who use a keyboard or a screen reader.
+ACCESSIBLE = {
+    '<div class="pst-scrollable-table-container">': (
+        '<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="Table">'
+    ),
+    '<div role="list" class="citation-list">': '<div class="citation-list">',
+    ' role="doc-biblioentry"': "",
+}
+MODULES = Path("mpbook/explorers/static")
+BUNDLE = "explorers_bundle.js"
+
+Context = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def bundle_source(folder: Path) -> str:
+    """Return a script that holds every explorer module of `folder` as a string, by its name."""
+    modules = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.mjs"))}
+    return f"window.MPBOOK_EXPLORERS = {json.dumps(modules, sort_keys=True)};\n"
+
+
+def write_bundle(app: Sphinx, _error: Exception | None = None) -> None:
+    """Write the explorers' bundle beside the other static files."""
+    if app.builder.format == "html":
+        target = Path(app.outdir, "_static", BUNDLE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(bundle_source(Path(app.srcdir, MODULES)), "utf-8")
+
+
+def load_explorers(app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Load the explorers on a page that holds one, and on no other."""
+    if "<mp-widget" in context.get("body", ""):
+        app.add_css_file("explorers.css")
+        app.add_js_file(BUNDLE)
+        app.add_js_file("mount.js")
+
+
+def quiet_search(app: Sphinx, page: str, _template: str, _context: Context, _: object) -> None:
+    """Search from disk without excerpts: a page opened from disk may not read another one."""
+    if page == "search":
+        option = "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY"
+        app.add_js_file(None, body=f'if (location.protocol === "file:") {option} = false;')
+
+
+def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Mend the page's HTML where axe finds it wanting."""
+    for html, better in ACCESSIBLE.items():
+        context["body"] = context.get("body", "").replace(html, better)
+
+
+def drop_mathjax(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Keep MathJax off a page without maths, even if a page below it in the contents has some."""
+    if 'class="math ' not in context.get("body", ""):
+        scripts = context.get("script_files", [])
+        context["script_files"] = [s for s in scripts if "mathjax" not in str(vars(s)).lower()]
+
+
+def drop_thebe(app: Sphinx) -> None:
+    """Unregister sphinx-thebe, which Jupyter Book always loads."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [x for x in listeners if not x.handler.__module__.startswith("sphinx_thebe")]
+    app.registry.css_files[:] = [css for css in app.registry.css_files if "thebe" not in css[0]]
+
+
+def alt_texts(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Map the SHA-256 of each picture in a notebook's outputs to its alt text.
+
+    myst-nb names the files of its pictures by that hash, so the two can be joined later.
+    """
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for mime, content in output.get("data", {}).items():
+                alt = output.get("metadata", {}).get(mime, {}).get("alt")
+                if "image/" in mime and alt:
+                    data = content.encode() if mime.endswith("svg+xml") else b64decode(content)
+                    found[hashlib.sha256(data).hexdigest()] = alt
+    return found
+
+
+def add_alt_texts(app: Sphinx, doctree: nodes.document) -> None:
+    """Complete the alt text of a page's pictures; warn about each that stays without."""
+    source = Path(str(app.env.doc2path(app.env.docname)))
+    texts = alt_texts(nbformat.read(source, as_version=4)) if source.suffix == ".ipynb" else {}
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt"):
+            image["alt"] = texts.get(Path(image["uri"]).stem, "")
+        if not image["alt"].strip():
+            logger.warning("image without alt text: %s", image["uri"], location=image, type="alt")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the handlers above."""
+    drop_thebe(app)
+    app.connect("doctree-read", add_alt_texts)
+    app.connect("html-page-context", load_explorers)
+    app.connect("html-page-context", quiet_search)
+    app.connect("html-page-context", make_accessible)
+    app.connect("html-page-context", drop_mathjax, priority=900)
+    app.connect("build-finished", write_bundle)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

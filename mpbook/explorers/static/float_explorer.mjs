@@ -1,0 +1,880 @@
+// The float explorer: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
+// No imports and no network. A format is data, described by Python in the field names of
+// mpbook.formats.FloatFormat: {name, exponent_bits, mantissa_bits, bias, specials, signed,
+// subnormals}. Codes are Numbers up to 2^32, so bits are taken by division, not by 32-bit operators.
+
+// --- Numbers and codes: the arithmetic of mpbook/formats.py, which the tests prove equal ---------
+
+export const width = (f) => Number(f.signed) + f.exponent_bits + f.mantissa_bits;
+const signWeight = (f) => 2 ** (f.exponent_bits + f.mantissa_bits);
+const hiddenBit = (f) => 2 ** f.mantissa_bits;
+const lowestBinade = (f) => Number(f.subnormals) - f.bias;
+const hasInf = (f) => f.specials === "inf_nan";
+const hasNaN = (f) => f.specials !== "none";
+const largest = (f) => decode(maxCode(f), f);
+
+function maxCode(f) {
+  const allOnes = signWeight(f) - 1;
+  if (hasInf(f)) return allOnes - hiddenBit(f);
+  return f.specials === "nan" ? allOnes - 1 : allOnes;
+}
+
+function nanCode(f) {
+  if (!hasNaN(f)) throw new RangeError(`${f.name} has no NaN, and this number has no code in it`);
+  if (f.specials === "nan_is_negative_zero") return signWeight(f);
+  return signWeight(f) - (hasInf(f) ? hiddenBit(f) / 2 : 1);
+}
+
+export function fields(code, f) {
+  const mantissa = code % hiddenBit(f);
+  const exponent = ((code - mantissa) / hiddenBit(f)) % 2 ** f.exponent_bits;
+  return { sign: Math.floor(code / signWeight(f)), exponent, mantissa };
+}
+
+export function decode(code, f) {
+  const { sign, exponent, mantissa } = fields(code, f);
+  const magnitude = code - sign * signWeight(f);
+  if (sign && !magnitude && f.specials === "nan_is_negative_zero") return NaN;
+  const direction = sign ? -1 : 1;
+  if (magnitude > maxCode(f)) {
+    return hasInf(f) && magnitude === maxCode(f) + 1 ? direction * Infinity : NaN;
+  }
+  const hidden = f.subnormals && exponent === 0 ? 0 : hiddenBit(f);
+  const binade = hidden ? exponent - f.bias : lowestBinade(f);
+  return direction * (hidden + mantissa) * 2 ** (binade - f.mantissa_bits);
+}
+
+export function classify(code, f) {
+  const value = decode(code, f);
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return "infinity";
+  if (value === 0) return "zero";
+  return f.subnormals && fields(code, f).exponent === 0 ? "subnormal" : "normal";
+}
+
+function floorLog2(x) {
+  const guess = Math.floor(Math.log2(x));
+  if (2 ** guess > x) return guess - 1;
+  return 2 ** (guess + 1) <= x ? guess + 1 : guess;
+}
+
+function roundHalfEven(x) {
+  const floor = Math.floor(x);
+  const rest = x - floor;
+  return floor + Number(rest > 0.5 || (rest === 0.5 && floor % 2 === 1));
+}
+
+// The code of a magnitude as if the exponent had no end: a carry moves into the exponent by itself.
+function magnitudeCode(x, f, round) {
+  const lowest = lowestBinade(f);
+  if (x < 2 ** lowest && !f.subnormals) return 0; // nothing smaller exists, not even zero
+  const binade = Math.max(x === 0 ? lowest : floorLog2(x), lowest);
+  const quotient = x / 2 ** (binade - f.mantissa_bits);
+  const significand = round(x > 0 ? Math.max(quotient, Number.MIN_VALUE) : 0); // no silent underflow
+  return (binade - lowest) * hiddenBit(f) + significand - (f.subnormals ? 0 : hiddenBit(f));
+}
+
+export function encode(value, f, overflow) {
+  if (!["inf", "saturate", "nan"].includes(overflow) || usableOverflow(overflow, f) !== overflow) {
+    throw new RangeError(`overflow="${overflow}": not possible in ${f.name}`);
+  }
+  if (Number.isNaN(value) || (value < 0 && !f.signed)) return nanCode(f);
+  const negative = value < 0 || Object.is(value, -0);
+  const sign = negative && f.signed ? signWeight(f) : 0;
+  const magnitude = overflows(value, f) ? Infinity : magnitudeCode(Math.abs(value), f, roundHalfEven);
+  if (magnitude > maxCode(f)) {
+    return overflow === "nan" ? nanCode(f) : sign + maxCode(f) + Number(overflow === "inf");
+  }
+  const noNegativeZero = f.specials === "nan_is_negative_zero";
+  return magnitude === 0 && noNegativeZero ? 0 : sign + magnitude;
+}
+
+function overflows(value, f) {
+  if (!Number.isFinite(value)) return !Number.isNaN(value);
+  return magnitudeCode(Math.abs(value), f, roundHalfEven) > maxCode(f);
+}
+
+// What the wished rule becomes in a format that has no code for it: inf, else nan, else saturate.
+export function usableOverflow(wish, f) {
+  if (wish === "inf" && hasInf(f)) return "inf";
+  return wish === "saturate" || !hasNaN(f) ? "saturate" : "nan";
+}
+
+// Ordinals count the numbers of a format through zero: ..., -1, 0, 1, ...; max + 1 is infinity.
+function ordinal(x, f, round) {
+  if (!f.signed && x < decode(0, f)) return round === Math.floor ? -1 : 0;
+  const away = round === (x < 0 ? Math.floor : Math.ceil);
+  const beyond = maxCode(f) + 1;
+  const reach = Math.abs(x) === Infinity ? beyond : magnitudeCode(Math.abs(x), f, away ? Math.ceil : Math.floor);
+  const code = Math.min(reach, away || Math.abs(x) === Infinity ? beyond : maxCode(f));
+  return x < 0 ? -code : code;
+}
+
+function atOrdinal(n, f) {
+  if (Math.abs(n) === maxCode(f) + 1 && hasInf(f)) return Math.sign(n) * Infinity;
+  if (Math.abs(n) > maxCode(f) || (n < 0 && !f.signed)) return null;
+  return n < 0 ? -decode(-n, f) : decode(n, f);
+}
+
+export function neighbours(value, f) {
+  if (Number.isNaN(value)) throw new RangeError("NaN has no neighbours");
+  return [atOrdinal(ordinal(value, f, Math.ceil) - 1, f), atOrdinal(ordinal(value, f, Math.floor) + 1, f)];
+}
+
+export function ulp(x, f) {
+  if (!Number.isFinite(x)) return Math.abs(x);
+  const highest = floorLog2(largest(f));
+  const binade = x === 0 ? lowestBinade(f) : floorLog2(Math.abs(x));
+  return 2 ** (Math.min(Math.max(binade, lowestBinade(f)), highest) - f.mantissa_bits);
+}
+
+// The stretch of the real line that rounds to the number of this code; null for NaN.
+function roundingInterval(code, f, overflow) {
+  const value = decode(code, f);
+  if (Number.isNaN(value)) return null;
+  const limit = largest(f) + ulp(largest(f), f) / 2;
+  if (!Number.isFinite(value)) return value > 0 ? [limit, Infinity] : [-Infinity, -limit];
+  const edge = overflow === "saturate" ? Infinity : limit;
+  const bound = (next, end) => (Number.isFinite(next ?? NaN) ? (value + next) / 2 : end);
+  const [below, above] = neighbours(value, f);
+  return [bound(below, f.signed ? -edge : 0), bound(above, edge)];
+}
+
+// --- Numbers as text -----------------------------------------------------------------------------
+
+// The shortest text that Python's float() and JavaScript's Number read back as the same number.
+export function textOf(x) {
+  if (Number.isNaN(x)) return "nan";
+  if (!Number.isFinite(x)) return x > 0 ? "inf" : "-inf";
+  if (x === 0) return Object.is(x, -0) ? "-0" : "0";
+  return Math.abs(x) < 1e-3 ? x.toExponential() : String(x);
+}
+
+// Reads 0.1, 1e-8, inf, nan, 1/3 and 2^-24; null for anything else.
+export function parseNumber(text) {
+  const t = text.toLowerCase().replaceAll("−", "-").replace(/[\s_]/g, "");
+  if (/^[+-]?nan$/.test(t)) return NaN;
+  if (/^[+-]?inf(inity)?$/.test(t)) return t.startsWith("-") ? -Infinity : Infinity;
+  const power = t.match(/^([+-]?)2(?:\^|\*\*)([+-]?\d+)$/);
+  if (power) return (power[1] === "-" ? -1 : 1) * 2 ** Number(power[2]);
+  const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/;
+  const parts = t.split("/");
+  if (parts.length > 2 || !parts.every((part) => decimal.test(part)) || Number(parts[1] ?? 1) === 0) return null;
+  return Number(parts[0]) / Number(parts[1] ?? 1);
+}
+
+// Every digit of a double, which is a whole number times a power of two, and so ends.
+export function exactDecimal(x) {
+  if (!Number.isFinite(x) || x === 0) return textOf(x);
+  const power = Math.max(floorLog2(Math.abs(x)), -1022) - 52;
+  const significand = power < 0 ? BigInt(Math.abs(x) / 2 ** power) : BigInt(Math.abs(x));
+  const allDigits = String(power < 0 ? significand * 5n ** BigInt(-power) : significand);
+  const exponent = allDigits.length - 1 + Math.min(power, 0);
+  const digits = allDigits.replace(/0+$/, "");
+  return (x < 0 ? "-" : "") + placePoint(digits, exponent);
+}
+
+function placePoint(digits, exponent) {
+  if (exponent < -5 || exponent > 20) {
+    const rest = digits.slice(1);
+    return `${digits[0]}${rest ? "." + rest : ""}e${exponent}`;
+  }
+  if (exponent < 0) return "0." + "0".repeat(-exponent - 1) + digits;
+  const whole = digits.slice(0, exponent + 1).padEnd(exponent + 1, "0");
+  const rest = digits.slice(exponent + 1);
+  return rest ? `${whole}.${rest}` : whole;
+}
+
+const typeset = (text) => text.replaceAll("-", "−").replace("e+", "e").replace("nan", "NaN");
+const short = (x, digits = 6) => typeset(textOf(Number.isFinite(x) && x !== 0 ? Number(x.toPrecision(digits)) : x));
+const signed = (x, digits) => (x > 0 ? "+" : "") + short(x, digits);
+const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
+
+// --- The page: small helpers ---------------------------------------------------------------------
+
+function h(tag, attributes = {}, ...children) {
+  const isSvg = ["svg", "g", "path", "rect", "line", "circle", "text"].includes(tag);
+  const element = isSvg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const button = (label, onclick, attributes = {}) => h("button", { type: "button", onclick, ...attributes }, label);
+const labelled = (name, control) => h("label", { class: "mp-control" }, h("span", {}, name), control);
+
+function setOptions(select, options, chosen) {
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+  select.value = chosen;
+}
+
+const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+
+// --- Parts. Each is {el, draw(s)}, where s = {value, f, code, overflow, rule, rounded} -----------
+
+const PRESETS = ["0.1", "1/3", "448", "65504", "65520", "6e-5", "1e-8"];
+const OVERFLOW_NAMES = { inf: "to infinity", saturate: "saturate at max", nan: "to NaN" };
+
+function controls(act, formats) {
+  const number = h("input", { class: "mp-number", spellcheck: "false", autocomplete: "off", autocapitalize: "off" });
+  const format = h("select", { onchange: () => act.format(chooseFormat(format.value)) });
+  const overflow = h("select", { onchange: () => act.overflow(overflow.value) });
+  const problem = h("p", { class: "mp-problem", role: "alert" });
+  const presets = PRESETS.map((text) => button(typeset(text), () => act.value(parseNumber(text))));
+  let current = null;
+
+  function chooseFormat(name) {
+    const found = formats.find((f) => f.name === name);
+    return found ?? (name === current.name ? current : { ...current, name: "custom" });
+  }
+  function complain(text) {
+    problem.textContent = text;
+    number.setAttribute("aria-invalid", String(text !== ""));
+  }
+  number.addEventListener("input", () => {
+    const value = parseNumber(number.value);
+    if (value === null) complain("Not a number yet. Write 0.1, 1e-8, 1/3, 2^-24, inf or nan.");
+    else act.value(value);
+  });
+  const custom = customFormat(act);
+
+  return {
+    complain,
+    el: h("div", { class: "mp-controls" },
+      h("div", { class: "mp-row" }, labelled("Number", number), labelled("Format", format), labelled("Overflow", overflow)),
+      h("div", { class: "mp-row mp-presets", role: "group", "aria-label": "Try a number" }, h("span", {}, "Try"), ...presets),
+      custom.el, problem),
+    draw(s) {
+      current = s.f;
+      complain("");
+      if (!Object.is(parseNumber(number.value), s.value)) number.value = textOf(s.value);
+      const own = formats.some((f) => f.name === s.f.name) ? "custom" : s.f.name;
+      setOptions(format, [...formats.map((f) => [f.name, f.name]), [own, own === "custom" ? "custom…" : own]], s.f.name);
+      const rules = Object.keys(OVERFLOW_NAMES).filter((rule) => usableOverflow(rule, s.f) === rule);
+      setOptions(overflow, rules.map((rule) => [rule, OVERFLOW_NAMES[rule]]), s.rule);
+      custom.el.hidden = formats.some((f) => f.name === s.f.name);
+      custom.draw(s);
+    },
+  };
+}
+
+const SPECIALS = [
+  ["inf_nan", "infinity and NaN"],
+  ["nan", "one NaN, no infinity"],
+  ["none", "numbers only"],
+  ["nan_is_negative_zero", "NaN in place of −0"],
+];
+
+// The reader's own format: two widths and the meaning of the top codes, always a valid description.
+function customFormat(act) {
+  const exponent = h("input", { type: "number", min: 2, max: 8, onchange: change });
+  const mantissa = h("input", { type: "number", min: 0, max: 23, onchange: change });
+  const specials = h("select", { onchange: change });
+  let current = null;
+
+  function change() {
+    const exponent_bits = clamp(Math.round(Number(exponent.value)) || 2, 2, 8);
+    const fewest = specials.value === "inf_nan" ? 1 : 0; // infinity and NaN need a bit to differ in
+    const mantissa_bits = clamp(Math.round(Number(mantissa.value)) || 0, fewest, 23);
+    const bias = exponent_bits === current.exponent_bits ? current.bias : 2 ** (exponent_bits - 1) - 1;
+    act.format({ ...current, name: "custom", exponent_bits, mantissa_bits, bias, specials: specials.value });
+  }
+  return {
+    el: h("fieldset", { class: "mp-row mp-custom" }, h("legend", {}, "Your own format"),
+      labelled("Exponent bits", exponent), labelled("Mantissa bits", mantissa), labelled("Top codes mean", specials)),
+    draw(s) {
+      current = s.f;
+      exponent.value = s.f.exponent_bits;
+      mantissa.value = s.f.mantissa_bits;
+      const possible = SPECIALS.filter(([name]) => name !== "nan_is_negative_zero" || s.f.signed && s.f.subnormals);
+      setOptions(specials, possible, s.f.specials);
+    },
+  };
+}
+
+function bits(act) {
+  const el = h("div", { class: "mp-bits", role: "group" });
+  let built = "";
+  let cells = [];
+  let state = null;
+  let painting = null; // the value, 0 or 1, that a drag spreads
+  let pressed = null; // the cell that a pointer has set already, whose click must not set it back
+
+  const bitOf = (i) => Math.floor(state.code / 2 ** (cells.length - 1 - i)) % 2;
+  function paint(i, bit) {
+    if (bitOf(i) !== bit) act.code(state.code + (bit ? 1 : -1) * 2 ** (cells.length - 1 - i));
+  }
+  function cell(i, name) {
+    return button("0", () => {
+      if (pressed !== i) paint(i, 1 - bitOf(i)); // from the keyboard or a screen reader
+      pressed = null;
+    }, {
+      class: "mp-bit", "aria-label": name, "data-index": i, tabindex: i ? -1 : 0,
+      onfocus: () => cells.forEach((other, j) => { other.tabIndex = i === j ? 0 : -1; }),
+    });
+  }
+  function indexAt(event) {
+    const target = document.elementFromPoint(event.clientX, event.clientY)?.closest(".mp-bit");
+    return target && el.contains(target) ? Number(target.dataset.index) : null;
+  }
+  el.addEventListener("pointerdown", (event) => {
+    const i = indexAt(event);
+    if (i === null || event.button !== 0) return;
+    event.target.releasePointerCapture?.(event.pointerId); // a touch would stay with its first bit
+    pressed = i;
+    painting = 1 - bitOf(i);
+    paint(i, painting);
+  });
+  el.addEventListener("pointermove", (event) => {
+    const i = painting === null || event.buttons === 0 ? null : indexAt(event);
+    if (i !== null) paint(i, painting);
+  });
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
+    el.addEventListener(end, () => { painting = null; });
+  }
+  el.addEventListener("keydown", (event) => {
+    const i = cells.indexOf(event.target);
+    const goal = { ArrowLeft: i - 1, ArrowRight: i + 1, Home: 0, End: cells.length - 1 }[event.key];
+    pressed = null;
+    if (i < 0 || goal === undefined) return;
+    event.preventDefault();
+    cells[clamp(goal, 0, cells.length - 1)].focus();
+  });
+
+  function build(f) {
+    const e = f.exponent_bits, m = f.mantissa_bits, first = Number(f.signed);
+    const name = (i) => {
+      if (i < first) return "sign bit";
+      if (i < first + e) return `exponent bit, worth ${2 ** (first + e - 1 - i)}`;
+      return `mantissa bit, worth 1/${2 ** (i - first - e + 1)}`;
+    };
+    cells = Array.from({ length: width(f) }, (_, i) => cell(i, name(i)));
+    const hidden = h("span", { class: "mp-hidden-bit", title: "the hidden bit, which is not stored" });
+    el.setAttribute("aria-label", `The ${width(f)} bits of ${f.name}: arrow keys move, space flips a bit`);
+    el.replaceChildren(
+      ...(f.signed ? [field("sign", 1, cells.slice(0, 1))] : []),
+      field("exponent", e, cells.slice(first, first + e)),
+      field("mantissa", m, cells.slice(first + e), hidden));
+  }
+  function draw(s) {
+    state = s;
+    const key = JSON.stringify(s.f);
+    if (key !== built) build(s.f);
+    built = key;
+    cells.forEach((c, i) => {
+      c.textContent = bitOf(i);
+      c.setAttribute("aria-pressed", String(bitOf(i) === 1));
+    });
+    const meaning = fieldMeanings(s);
+    for (const part of el.querySelectorAll(".mp-field")) {
+      part.querySelector(".mp-meaning").textContent = meaning[part.dataset.role];
+    }
+    el.querySelector(".mp-hidden-bit").textContent = meaning.hidden;
+  }
+  return { el, draw };
+}
+
+// Four bits to a group, counted from the right, so that long fields wrap between groups.
+function field(role, count, cells, ...before) {
+  const groups = [];
+  for (let end = cells.length; end > 0; end -= 4) groups.unshift(cells.slice(Math.max(end - 4, 0), end));
+  return h("div", { class: `mp-field mp-${role}`, "data-role": role },
+    h("div", { class: "mp-field-name" }, role === "sign" ? role : `${role}, ${count} bit${count === 1 ? "" : "s"}`),
+    h("div", { class: "mp-cells" }, ...before, ...groups.map((group) => h("span", { class: "mp-nibble" }, ...group))),
+    h("div", { class: "mp-meaning" }));
+}
+
+function fieldMeanings({ f, code }) {
+  const { sign, exponent, mantissa } = fields(code, f);
+  const kind = classify(code, f);
+  const plain = kind === "normal" || kind === "subnormal" || kind === "zero";
+  const isSubnormal = f.subnormals && exponent === 0;
+  const power = isSubnormal ? `1 − ${f.bias}` : `${exponent} − ${f.bias}`;
+  const binade = isSubnormal ? lowestBinade(f) : exponent - f.bias;
+  return {
+    sign: sign ? "−" : "+",
+    exponent: plain ? typeset(`${power} = ${binade}`) : `${exponent}, special`,
+    mantissa: f.mantissa_bits ? `${mantissa}/${hiddenBit(f)}` : "no bits",
+    hidden: plain ? (isSubnormal ? "0." : "1.") : "",
+  };
+}
+
+function formula({ f, code, rounded }) {
+  const { sign, exponent, mantissa } = fields(code, f);
+  const kind = classify(code, f);
+  if (kind === "NaN") return "this code stands for no number";
+  if (kind === "infinity") return "exponent all ones, mantissa zero: infinity";
+  const isSubnormal = f.subnormals && exponent === 0;
+  const whole = isSubnormal ? 0 : 1;
+  const factor = f.mantissa_bits ? `(${whole} + ${mantissa}/${hiddenBit(f)})` : whole;
+  const power = h("sup", {}, `${isSubnormal ? 1 : exponent} − ${f.bias}`);
+  const line = h("span", {}, f.signed ? `${sign ? "−" : "+"}1 × 2` : "2", power, ` × ${factor}`);
+  if (isSubnormal) line.append(kind === "zero" ? "" : ", without the hidden bit");
+  return line;
+}
+
+function facts(act) {
+  const live = h("output", { class: "mp-live", "aria-live": "polite" });
+  const value = h("strong", { class: "mp-value" });
+  const kind = h("span", { class: "mp-kind" });
+  const how = h("div", { class: "mp-formula" });
+  const cells = {};
+  const entry = (name) => h("div", {}, h("dt", {}, name), (cells[name] = h("dd")));
+  const step = (name) => button("", () => act.value(cells[name].target), { class: "mp-step" });
+  const below = step("below"), above = step("above");
+
+  function neighbour(name, control, value, arrow) {
+    cells[name].target = value;
+    cells[name].replaceChildren(value === null ? "none" : control);
+    control.textContent = value === null ? "" : arrow(short(value, 9));
+    control.setAttribute("aria-label", `go to the number ${name}, ${value === null ? "" : short(value, 9)}`);
+  }
+  return {
+    el: h("div", { class: "mp-facts" },
+      h("div", { class: "mp-result" }, value, " ", kind), how,
+      h("dl", {}, ...["below", "above", "one ulp", "rounding error", "relative error", "code"].map(entry)), live),
+    draw(s) {
+      const error = s.rounded - s.value;
+      const type = classify(s.code, s.f);
+      value.textContent = typeset(exactDecimal(s.rounded));
+      kind.textContent = type;
+      how.replaceChildren(formula(s));
+      const [low, high] = Number.isNaN(s.rounded) ? [null, null] : neighbours(s.rounded, s.f);
+      neighbour("below", below, low, (text) => `◂ ${text}`);
+      neighbour("above", above, high, (text) => `${text} ▸`);
+      cells["one ulp"].textContent = Number.isFinite(s.rounded) ? short(ulp(s.rounded, s.f)) : "none";
+      cells["rounding error"].textContent = errorText(s.value, s.rounded);
+      cells["relative error"].textContent = relativeText(s.value, s.rounded);
+      cells.code.textContent = "0x" + s.code.toString(16).toUpperCase().padStart(Math.ceil(width(s.f) / 4), "0");
+      const from = error === 0 || Object.is(s.value, s.rounded) ? "exact" : `rounded from ${short(s.value, 9)}`;
+      const said = `${s.f.name}: ${short(s.rounded, 12)}, ${type}, ${from}`;
+      if (live.textContent !== said) live.textContent = said;
+    },
+  };
+}
+
+function errorText(value, rounded) {
+  if (Object.is(value, rounded) || rounded === value) return "0, exact";
+  const error = rounded - value;
+  return Number.isFinite(error) ? signed(error, 3) : "not finite";
+}
+
+function relativeText(value, rounded) {
+  if (Object.is(value, rounded) || rounded === value) return "0";
+  const relative = Math.abs((rounded - value) / value);
+  return Number.isFinite(relative) ? short(relative, 3) : "—";
+}
+
+// --- The number line ------------------------------------------------------------------------------
+
+const HEIGHT = 148;
+const AXIS = 108;
+const TICK = 26; // height of an ordinary tick, and of a stretch where ticks begin to merge
+const MERGE = 4; // pixels between numbers below which they are drawn as a skyline of their density
+
+// Maps the real line to the drawn one: as it is, or one unit per binade outside the subnormals.
+function mapping(scale, f) {
+  if (scale === "linear") return { to: (x) => x, from: (t) => t };
+  const unit = 2 ** lowestBinade(f);
+  return {
+    to: (x) => Math.sign(x) * (Math.abs(x) <= unit ? Math.abs(x) / unit : 1 + Math.log2(Math.abs(x) / unit)),
+    from: (t) => Math.sign(t) * (Math.abs(t) <= 1 ? Math.abs(t) * unit : unit * 2 ** (Math.abs(t) - 1)),
+  };
+}
+
+function wholeView(map, f) {
+  const end = map.to(largest(f)) * 1.12;
+  return [f.signed ? -end : 0, end];
+}
+
+// A dozen numbers around the rounded one; wider where the number typed lies far from it.
+function nearView(map, s) {
+  const f = s.f;
+  const anchor = anchorOf(s);
+  const gap = map.to(anchor + ulp(anchor, f)) - map.to(anchor);
+  const distance = Number.isFinite(s.value) ? Math.abs(map.to(s.value) - map.to(anchor)) : 0;
+  const half = Math.max(6 * gap, 1.6 * distance);
+  return [map.to(anchor) - half, map.to(anchor) + half];
+}
+
+function anchorOf({ rounded, value, f }) {
+  if (Number.isFinite(rounded)) return rounded;
+  const target = Number.isNaN(rounded) ? value : rounded;
+  return Number.isNaN(target) || (target < 0 && !f.signed) ? decode(0, f) : Math.sign(target) * largest(f);
+}
+
+function numberLine(act) {
+  const svg = h("svg", { role: "img", height: HEIGHT });
+  const stage = h("div", {
+    class: "mp-stage", tabindex: 0, role: "group",
+    "aria-label": "Number line: plus and minus zoom, arrow keys pan, 0 goes to the number, w shows the whole range",
+  }, svg);
+  const scaleSelect = h("select", { onchange: () => { scale = scaleSelect.value; reset(scale === "linear" ? "near" : "whole"); } });
+  setOptions(scaleSelect, [["linear", "linear"], ["log", "logarithmic"]], "linear");
+  let scale = "linear", view = null, state = null, shown = "", pixels = 640;
+
+  const map = () => mapping(scale, state.f);
+  const x = (value) => ((map().to(value) - view[0]) / (view[1] - view[0])) * pixels;
+  const valueAt = (px) => map().from(view[0] + (px / pixels) * (view[1] - view[0]));
+
+  function reset(kind) {
+    view = kind === "near" ? nearView(map(), state) : wholeView(map(), state.f);
+    paint();
+  }
+  // Between one number on the screen, or what doubles can tell apart, and all there is to see.
+  function zoomLimits(centre) {
+    const [low, high] = wholeView(map(), state.f);
+    const typed = Number.isFinite(state.value) ? Math.abs(map().to(state.value)) : 0;
+    const middle = map().from(centre);
+    const gap = map().to(middle + ulp(middle, state.f)) - map().to(middle);
+    return [Math.max(1.5 * gap, 1e-11 * Math.abs(centre)), Math.max(2 * (high - low), 4 * typed)];
+  }
+  function zoom(factor, px = pixels / 2) {
+    const fixed = view[0] + (px / pixels) * (view[1] - view[0]);
+    const next = view.map((t) => fixed + (t - fixed) * factor);
+    const [least, most] = zoomLimits((next[0] + next[1]) / 2);
+    if (factor > 1 ? next[1] - next[0] > most : next[1] - next[0] < least) return false;
+    view = next;
+    paint();
+    return true;
+  }
+  function pan(fraction) {
+    const step = fraction * (view[1] - view[0]);
+    const reach = Math.max(map().to(largest(state.f)) * 2, Math.abs(view[0] + view[1]) / 2);
+    if (Math.abs(view[0] + view[1]) / 2 + step * Math.sign(view[0] + view[1]) > reach) return;
+    view = [view[0] + step, view[1] + step];
+    paint();
+  }
+  function paint() {
+    svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
+    svg.setAttribute("aria-label", `Number line from ${short(valueAt(0))} to ${short(valueAt(pixels))}, ${scale}`);
+    const picture = { s: state, x, valueAt, pixels, scale, view, map: map() };
+    svg.replaceChildren(...zones(picture), ...representable(picture), ...axis(picture), ...markers(picture));
+  }
+
+  listenToStage(stage, { zoom, pan, reset, place: (px) => act.value(rounded(px)), pixels: () => pixels });
+  // As many digits as tell one pixel from the next.
+  function rounded(px) {
+    const value = valueAt(px);
+    const digits = Math.ceil(Math.log10(Math.abs(value / (valueAt(px + 1) - value)) || 1)) + 1;
+    return Number(value.toPrecision(clamp(digits, 2, 17)));
+  }
+
+  const tools = h("div", { class: "mp-row mp-tools" },
+    button("−", () => zoom(2), { "aria-label": "zoom out" }),
+    button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
+    button("◂", () => pan(-0.25), { "aria-label": "pan left" }),
+    button("▸", () => pan(0.25), { "aria-label": "pan right" }),
+    button("the number", () => reset("near")), button("all", () => reset("whole"), { "aria-label": "show the whole range" }),
+    labelled("Scale", scaleSelect));
+  const hint = h("p", { class: "mp-hint" }, "Drag to pan, scroll or + and − to zoom, click to put the number there.");
+
+  return {
+    el: h("div", { class: "mp-line" }, stage, tools, hint),
+    resize(widthNow) {
+      pixels = Math.max(Math.round(widthNow), 200);
+      if (state) paint();
+    },
+    draw(s) {
+      state = s;
+      const key = JSON.stringify(s.f);
+      const px = view && key === shown ? x(anchorOf(s)) : NaN;
+      const gap = view ? Math.abs(x(anchorOf(s) + ulp(anchorOf(s), s.f)) - px) : 0;
+      const typed = view && Number.isFinite(s.value) ? x(s.value) : px;
+      const lost = !(px > 0 && px < pixels && typed > 0 && typed < pixels && gap < pixels / 2);
+      if (lost) view = scale === "linear" || key === shown ? nearView(map(), s) : wholeView(map(), s.f);
+      shown = key;
+      paint();
+    },
+  };
+}
+
+function listenToStage(stage, act) {
+  let grabbed = null;
+  let moved = false;
+  let armed = false; // the wheel zooms only for a pointer that came here on purpose, not by scrolling
+  const at = (event) => event.clientX - stage.getBoundingClientRect().left;
+
+  stage.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    grabbed = at(event);
+    moved = false;
+    stage.setPointerCapture(event.pointerId);
+  });
+  stage.addEventListener("pointermove", (event) => {
+    armed = true;
+    if (grabbed === null) return;
+    const px = at(event);
+    if (!moved && Math.abs(px - grabbed) < 4) return;
+    moved = true;
+    act.pan((grabbed - px) / act.pixels());
+    grabbed = px;
+  });
+  stage.addEventListener("pointerup", (event) => {
+    if (grabbed !== null && !moved) act.place(at(event));
+    grabbed = null;
+  });
+  stage.addEventListener("pointercancel", () => { grabbed = null; });
+  stage.addEventListener("pointerleave", () => { armed = false; });
+  stage.addEventListener("wheel", (event) => {
+    const here = armed || event.ctrlKey || stage === document.activeElement;
+    if (here && act.zoom(1.0015 ** clamp(event.deltaY, -400, 400), at(event))) event.preventDefault();
+  }, { passive: false });
+  stage.addEventListener("keydown", (event) => {
+    const action = {
+      "+": () => act.zoom(0.5), "=": () => act.zoom(0.5), "-": () => act.zoom(2), "_": () => act.zoom(2),
+      ArrowLeft: () => act.pan(-0.1), ArrowRight: () => act.pan(0.1),
+      0: () => act.reset("near"), w: () => act.reset("whole"),
+    }[event.key];
+    if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    action();
+  });
+}
+
+function span(picture, low, high) {
+  const left = clamp(Number.isFinite(low) ? picture.x(low) : low < 0 ? 0 : picture.pixels, 0, picture.pixels);
+  const right = clamp(Number.isFinite(high) ? picture.x(high) : high < 0 ? 0 : picture.pixels, 0, picture.pixels);
+  return { left, right, size: right - left };
+}
+
+// Shaded stretches: what rounds to this number, the subnormals, and what overflows.
+function zones(picture) {
+  const { f, code, rule } = picture.s;
+  const parts = [];
+  const zone = (low, high, name, top, bottom, label, y) => {
+    const { left, right, size } = span(picture, low, high);
+    if (size <= 0) return;
+    parts.push(h("rect", { class: `mp-zone-${name}`, x: left, y: top, width: size, height: bottom - top }));
+    if (label && size > label.length * 7) {
+      parts.push(h("text", { class: "mp-zone-label", x: (left + right) / 2, y }, label));
+    }
+  };
+  const limit = largest(f) + ulp(largest(f), f) / 2;
+  const beyond = { inf: "overflow to infinity", saturate: "saturates at max", nan: "overflow to NaN" }[rule];
+  zone(limit, Infinity, "overflow", 40, AXIS, beyond, 56);
+  if (f.signed) zone(-Infinity, -limit, "overflow", 40, AXIS, beyond, 56);
+  const normal = 2 ** lowestBinade(f);
+  if (f.subnormals && f.mantissa_bits) {
+    zone(f.signed ? -normal : 0, normal, "subnormal", AXIS + 1, AXIS + 5, "subnormal numbers", HEIGHT - 3);
+  }
+  const interval = roundingInterval(code, f, rule);
+  if (interval) zone(...interval, "interval", 40, AXIS);
+  return parts;
+}
+
+// Every number of the format as a tick, taller at round mantissas; where they merge, their density.
+function representable({ s: { f }, x, valueAt, pixels }) {
+  const count = (from, to) => ordinal(valueAt(to), f, Math.floor) - ordinal(valueAt(from), f, Math.floor);
+  let ticks = "";
+  let skyline = "";
+  for (let left = 0; left < pixels; left += MERGE) {
+    const crowd = count(left - 1.5 * MERGE, left + 2.5 * MERGE) / 4; // numbers in MERGE pixels hereabouts
+    if (crowd < 1) {
+      ticks += ticksBetween(valueAt(left), valueAt(left + MERGE), f, x);
+    } else {
+      const tall = TICK + 36 * (1 - 2 ** (-Math.log2(crowd) / 5));
+      skyline += `M${left} ${AXIS}v${-tall.toFixed(1)}h${MERGE}V${AXIS}z`;
+    }
+  }
+  return [h("path", { class: "mp-skyline", d: skyline }), h("path", { class: "mp-ticks", d: ticks })];
+}
+
+function ticksBetween(low, high, f, x) {
+  let path = "";
+  const last = Math.min(ordinal(high, f, Math.floor), maxCode(f));
+  const first = Math.max(ordinal(low, f, Math.floor) + 1, f.signed ? -maxCode(f) : 0);
+  for (let n = first; n <= last; n += 1) {
+    const mantissa = Math.abs(n) % hiddenBit(f);
+    const tall = mantissa === 0 ? 46 : mantissa * 2 === hiddenBit(f) ? 36 : TICK;
+    path += `M${x(atOrdinal(n, f)).toFixed(2)} ${AXIS}v${-tall}`;
+  }
+  return path;
+}
+
+function axis(picture) {
+  const labels = picture.scale === "linear" ? decimalLabels(picture) : powerLabels(picture);
+  const parts = [h("line", { class: "mp-axis", x1: 0, x2: picture.pixels, y1: AXIS, y2: AXIS })];
+  for (const [px, text] of labels) {
+    if (px < text.length * 3.4 || px > picture.pixels - text.length * 3.4) continue;
+    parts.push(h("line", { class: "mp-axis", x1: px, x2: px, y1: AXIS, y2: AXIS + 7 }));
+    parts.push(h("text", { class: "mp-axis-label", x: px, y: AXIS + 21 }, text));
+  }
+  return parts;
+}
+
+function decimalLabels({ x, view: [low, high], pixels }) {
+  const places = (step) => Math.max(0, Math.round(Math.log10(Math.max(Math.abs(low), Math.abs(high)) / step)));
+  const rough = (high - low) / Math.max(pixels / 120, 3);
+  const base = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((k) => k * base).find((k) => k >= rough);
+  const largestShown = Math.max(Math.abs(low), Math.abs(high));
+  const plain = largestShown < 1e7 && largestShown >= 1e-3;
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  const write = (v) => (v === 0 ? "0" : plain ? v.toFixed(decimals) : v.toExponential(clamp(places(base), 0, 20)));
+  const labels = [];
+  for (let k = Math.ceil(low / step); k <= Math.floor(high / step); k += 1) {
+    labels.push([x(k * step), typeset(write(k * step)).replace("+", "")]);
+  }
+  return labels;
+}
+
+function powerLabels({ s: { f }, x, view, pixels }) {
+  const lowest = lowestBinade(f);
+  const step = Math.max(1, Math.ceil((view[1] - view[0]) / Math.max(pixels / 64, 2)));
+  const labels = [[x(0), "0"]];
+  for (let k = Math.ceil((Math.max(view[1], -view[0])) + lowest); k >= lowest; k -= 1) {
+    const clear = k - lowest + 1 >= step * 0.75; // keep away from the label of 0
+    if (k % step || !clear) continue;
+    labels.push([x(2 ** k), `2${superscript(k)}`], [x(-(2 ** k)), `−2${superscript(k)}`]);
+  }
+  return labels;
+}
+
+// The number typed and the one it rounds to, with labels that point away from each other.
+function markers({ s: { value, rounded }, x, pixels }) {
+  const parts = [];
+  const inside = (px) => px >= 0 && px <= pixels;
+  function label(px, y, toTheLeft, text) {
+    const shown = px < 0 ? `◂ ${text}` : px > pixels ? `${text} ▸` : text;
+    const room = shown.length * 7;
+    const at = toTheLeft ? clamp(px - 5, room, pixels) : clamp(px + 5, 0, pixels - room);
+    const attributes = { class: "mp-marker-label", x: at, y, "text-anchor": toTheLeft ? "end" : "start" };
+    parts.push(h("text", attributes, shown));
+  }
+  if (Number.isFinite(rounded)) {
+    const px = x(rounded);
+    if (inside(px)) {
+      parts.push(h("line", { class: "mp-stem", x1: px, x2: px, y1: 34, y2: AXIS }));
+      parts.push(h("circle", { class: "mp-rounded", cx: px, cy: AXIS, r: 5 }));
+    }
+    label(px, 30, !(value < rounded), short(rounded, 9));
+  }
+  if (Number.isFinite(value) && value !== rounded) {
+    const px = x(value);
+    if (inside(px)) parts.push(h("path", { class: "mp-typed", d: `M${px} ${AXIS - 6}l-5 -10h10z M${px} ${AXIS - 16}V17` }));
+    label(px, 13, value < rounded, `typed ${short(value, 9)}`);
+  }
+  return parts;
+}
+
+// --- The same number in every format ---------------------------------------------------------------
+
+function table(act, formats) {
+  const rows = formats.map((f) => ({
+    f, name: button(f.name, () => act.format(f)), cells: [h("td"), h("td"), h("td")],
+  }));
+  const lines = rows.map((row) => (row.el = h("tr", {}, h("th", { scope: "row" }, row.name), ...row.cells)));
+  const heads = ["format", "becomes", "relative error", ""].map((text) =>
+    text ? h("th", { scope: "col" }, text) : h("td"));
+  return {
+    el: h("table", { class: "mp-table" },
+      h("caption", {}, "The same number in every format"), h("thead", {}, h("tr", {}, ...heads)), h("tbody", {}, ...lines)),
+    draw(s) {
+      for (const { f, name, cells, el } of rows) {
+        const [becomes, error, note] = inFormat(s.value, f, s.overflow);
+        [becomes, error, note].forEach((text, i) => { cells[i].textContent = text; });
+        el.classList.toggle("mp-chosen", f.name === s.f.name);
+        name.setAttribute("aria-pressed", String(f.name === s.f.name));
+      }
+    },
+  };
+}
+
+function inFormat(value, f, overflow) {
+  if (!hasNaN(f) && (Number.isNaN(value) || (value < 0 && !f.signed))) return ["—", "—", Number.isNaN(value) ? "no NaN" : "no sign"];
+  const code = encode(value, f, usableOverflow(overflow, f));
+  const rounded = decode(code, f);
+  return [short(rounded), relativeText(value, rounded), noteOn(value, code, f)];
+}
+
+function noteOn(value, code, f) {
+  const rounded = decode(code, f);
+  if (Number.isNaN(value) || Object.is(value, rounded)) return classify(code, f) === "subnormal" ? "subnormal" : "exact";
+  if (value < 0 && !f.signed) return "no sign";
+  if (overflows(value, f)) return Number.isFinite(value) ? "overflow" : "no infinity";
+  if (value === 0) return rounded === 0 ? "no −0" : "no zero";
+  if (rounded === 0) return "underflow";
+  if (!f.subnormals && Math.abs(value) < decode(0, f) / 1.5) return "too small";
+  return classify(code, f) === "subnormal" ? "subnormal" : "";
+}
+
+// --- All together -----------------------------------------------------------------------------------
+
+const TRAITS = ["value", "format", "code", "overflow"];
+
+// A kernel sends value and code one after the other; in between, the value counts.
+function readState(model) {
+  const f = model.get("format");
+  const value = parseNumber(model.get("value"));
+  const overflow = model.get("overflow");
+  const rule = usableOverflow(overflow, f);
+  const held = model.get("code");
+  const code = held < 2 ** width(f) && Object.is(decode(held, f), value) ? held : encode(value, f, rule);
+  return { value, f, code, overflow, rule, rounded: decode(code, f) };
+}
+
+// Every change keeps value and code in step and reaches the kernel, if there is one, as one message.
+function actions(model, complain) {
+  function apply(value, f, overflow, code) {
+    const changes = { value: textOf(value), code: code ?? encode(value, f, usableOverflow(overflow, f)) };
+    if (JSON.stringify(f) !== JSON.stringify(model.get("format"))) changes.format = f;
+    for (const [name, change] of Object.entries({ ...changes, overflow })) model.set(name, change);
+    model.save_changes();
+  }
+  function attempt(change) {
+    const { value, f, overflow, code } = { ...readState(model), ...change };
+    try {
+      apply(value, f, overflow, change.code === undefined ? undefined : code);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      complain(`${error.message}.`);
+    }
+  }
+  return {
+    value: (value) => attempt({ value }),
+    format: (f) => attempt({ f }),
+    overflow: (overflow) => attempt({ overflow }),
+    code: (code) => attempt({ code, value: decode(code, model.get("format")) }),
+  };
+}
+
+function render({ model, el }) {
+  let top = null;
+  const formats = model.get("formats");
+  const act = actions(model, (text) => {
+    draw();
+    top.complain(text);
+  });
+  top = controls(act, formats);
+  const line = numberLine(act);
+  const parts = [top, bits(act), facts(act), line, table(act, formats)];
+  // JupyterLab's own shortcuts must not see the keys that are pressed in here.
+  const root = h("div", { class: "mp-explorer", role: "group", "aria-label": "Float explorer", "data-lm-suppress-shortcuts": "true" },
+    ...parts.map((part) => part.el));
+
+  let waiting = false;
+  const draw = () => { const s = readState(model); parts.forEach((part) => part.draw(s)); };
+  const soon = () => {
+    if (waiting) return;
+    waiting = true;
+    queueMicrotask(() => { waiting = false; draw(); });
+  };
+  el.append(root);
+  draw();
+  const observer = new ResizeObserver(() => line.resize(line.el.clientWidth));
+  observer.observe(line.el);
+  TRAITS.forEach((name) => model.on(`change:${name}`, soon));
+  return () => {
+    observer.disconnect();
+    TRAITS.forEach((name) => model.off(`change:${name}`, soon));
+  };
+}
+
+export default { render };

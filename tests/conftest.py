@@ -1,0 +1,161 @@
+"""What the tests share: a hypothesis profile, the built book, a server for it, and a browser.
+
+* `book_html`: the folder of the built HTML, built once per run from this tree, warnings as errors.
+* `page_url(page, scheme="http")`: the address of a built page, over http or from disk.
+* `browser`: Chromium, one for the whole run; under CI a missing browser fails, elsewhere it skips.
+* `visit(page, ...)`: opens a page as a reader would and records what went wrong on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
+from visits import ROOT, OpenPage, PageUrl, Scheme, Theme, Visit
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+TIMEOUT_MS = 30_000
+MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(() => true)"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settings.register_profile("book", derandomize=True, deadline=None, database=None)
+settings.load_profile("book")
+
+
+@pytest.fixture(scope="session")
+def book_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the book as `make book` does, into a folder of its own; return the HTML's folder."""
+    target = tmp_path_factory.mktemp("book")
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT)]
+    done = subprocess.run(
+        [*command, "-W", "-n", "--keep-going", "--path-output", str(target)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)
+    assert done.returncode == 0, f"the book does not build:\n{plain[-6000:]}"
+    return target / "_build" / "html"
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments: Any) -> None:
+        """Log nothing."""
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_arguments: Any) -> None:
+        """Say nothing of a connection that the browser dropped."""
+
+
+@pytest.fixture(scope="session")
+def site_url(book_html: Path) -> Iterator[str]:
+    """Serve the built book on localhost; yield its address."""
+    handler = functools.partial(_QuietHandler, directory=str(book_html))
+    with _Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def page_url(book_html: Path, site_url: str) -> PageUrl:
+    """Return a function from a page, such as "book/index.html", to its address."""
+
+    def url(page: str, scheme: Scheme = "http") -> str:
+        return f"{site_url if scheme == 'http' else book_html.as_uri()}/{page}"
+
+    return url
+
+
+def require_browser() -> str:
+    """Return the path of a Chromium; without one skip the test, or fail it under CI."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found:
+        return found
+    message = f"no browser found: install one of {', '.join(BROWSERS)} (apt install chromium)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Yield a running Chromium.
+
+    One per test file: while Playwright runs, its event loop does too, and the notebooks' kernels
+    that are tested later want the thread for themselves.
+    """
+    executable = require_browser()
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        yield running
+        running.close()
+
+
+def _watch(visit: Visit, home: Callable[[str], bool]) -> None:
+    """Record in `visit` every error of its page and every request that leaves the book."""
+    visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+    visit.page.on("console", lambda m: visit.errors.append(m.text) if m.type == "error" else None)
+    visit.page.on("requestfailed", lambda r: visit.errors.append(f"failed: {r.url}"))
+    visit.page.on(
+        "request", lambda r: None if home(r.url) else visit.external_requests.append(r.url)
+    )
+
+
+@pytest.fixture
+def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPage]:
+    """Return a function that opens a page in a context of its own, and waits until it has loaded.
+
+    A page with maths is given the time to set it; nothing else is waited for.
+    """
+    contexts = []
+
+    def home(url: str) -> bool:
+        return url.startswith((site_url, "file:", "data:", "blob:"))
+
+    def open_page(
+        page: str, *, scheme: Scheme = "http", theme: Theme = "light", width: int = 1280
+    ) -> Visit:
+        size = {"width": width, "height": 900}
+        # Reduced motion: a colour halfway through a transition is no colour of the page's.
+        context = browser.new_context(
+            viewport=size,  # type: ignore[arg-type]
+            color_scheme=theme,
+            reduced_motion="reduce",
+        )
+        contexts.append(context)
+        context.set_default_timeout(TIMEOUT_MS)
+        visit = Visit(context.new_page())
+        _watch(visit, home)
+        visit.page.goto(page_url(page, scheme), wait_until="load")
+        visit.page.wait_for_function(MATHS_IS_SET)
+        return visit
+
+    yield open_page
+    for context in contexts:
+        context.close()

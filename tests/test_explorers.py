@@ -1,0 +1,727 @@
+"""The float explorer: its arithmetic against Python's, its page without a kernel, and its traits.
+
+The JavaScript runs in the browser that readers have, as a module imported from a blob: URL, which
+is how the built page imports it.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comm
+import numpy as np
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from comm.base_comm import BaseComm
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from sphinx_extension import bundle_source
+
+from mpbook.explorers import FloatExplorer
+from mpbook.explorers.base import STATIC
+from mpbook.explorers.float_explorer import classify, exact_decimal, usable_overflow
+from mpbook.formats import (
+    FORMATS,
+    FloatFormat,
+    Overflow,
+    decode,
+    encode,
+    encode_tensor,
+    neighbours,
+    ulp,
+)
+
+OTHERS = (
+    FloatFormat("float8_e4m3fnuz", 4, 3, bias=8, specials="nan_is_negative_zero"),
+    FloatFormat("float8_e5m2fnuz", 5, 2, bias=16, specials="nan_is_negative_zero"),
+    FloatFormat("float6_e3m2fn", 3, 2, specials="none"),
+    FloatFormat("float6_e2m3fn", 2, 3, specials="none"),
+    FloatFormat("odd_bias", 4, 3, bias=-3),
+    FloatFormat("fixed_like", 1, 4, specials="none"),
+    FloatFormat("unsigned", 5, 3, signed=False),
+    FloatFormat("unsigned_numbers", 4, 2, specials="none", signed=False, subnormals=False),
+)
+ALL = {format.name: format for format in (*FORMATS.values(), *OTHERS)}
+NARROW = [name for name, format in ALL.items() if format.bits <= 16]
+TINY = [name for name, format in ALL.items() if format.bits <= 9]
+WIDE = [name for name, format in ALL.items() if format.bits > 16]
+OVERFLOWS: tuple[Overflow, ...] = ("inf", "saturate", "nan")
+
+Doubles = NDArray[np.float64]
+
+
+# --- The arithmetic -----------------------------------------------------------------------------
+
+CALL_ON_DOUBLES = """([body, bytes, format, rest]) => {
+  const decoded = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
+  const f = new Function("m", "x", "f", "rest", `return ${body}`);
+  const results = Float64Array.from(new Float64Array(decoded.buffer), (x) => {
+    try { return f(window.explorer, x, format, rest) ?? NaN; } catch { return -12345.5; }
+  });
+  let text = "";
+  for (const byte of new Uint8Array(results.buffer)) text += String.fromCharCode(byte);
+  return btoa(text);
+}"""
+REFUSED = -12345.5
+
+
+class Numbers:
+    """The module's pure functions, mapped over arrays of doubles: nothing is lost on the way."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def map(self, body: str, x: Any, format: FloatFormat, *rest: str) -> Doubles:
+        """Evaluate `body`, which sees the module `m`, an element `x`, the format `f`, `rest`."""
+        raw = base64.b64encode(np.asarray(x, np.float64).tobytes()).decode()
+        arguments = [body, raw, as_json(format), list(rest)]
+        return np.frombuffer(base64.b64decode(self.page.evaluate(CALL_ON_DOUBLES, arguments)))
+
+    def text(self, body: str, x: str, format: FloatFormat = FORMATS["float16"]) -> Any:
+        """Evaluate `body` once, for functions from or to text."""
+        script = "([body, x, f]) => new Function('m', 'x', 'f', `return ${body}`)(explorer, x, f)"
+        return self.page.evaluate(script, [body, x, as_json(format)])
+
+
+def as_json(format: FloatFormat) -> dict[str, Any]:
+    return FloatExplorer(1.0, format).get_state("format")["format"]
+
+
+@pytest.fixture(scope="module")
+def numbers(browser: Browser) -> Iterator[Numbers]:
+    page = browser.new_page()
+    source = (STATIC / "float_explorer.mjs").read_text("utf-8")
+    page.evaluate(
+        """async (source) => {
+          const url = URL.createObjectURL(new Blob([source], {type: "text/javascript"}));
+          window.explorer = await import(url);
+        }""",
+        source,
+    )
+    yield Numbers(page)
+    page.close()
+
+
+def assert_same(ours: Doubles, expected: Any) -> None:
+    """Equal as numbers, NaN to NaN and -0 to -0."""
+    wanted = np.asarray(expected, np.float64)
+    np.testing.assert_array_equal(ours, wanted)
+    finite = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(ours[finite]), np.signbit(wanted[finite]))
+
+
+def edge_codes(format: FloatFormat) -> NDArray[np.int64]:
+    """Codes around every power of two, zero and the special ones, and a few thousand at random."""
+    binades = np.arange(2 ** (format.bits - format.mantissa_bits)) << format.mantissa_bits
+    edges = (binades[:, None] + np.arange(-3, 4)).ravel() % 2**format.bits
+    anywhere = np.random.default_rng(0).integers(0, 2**format.bits, 4000)
+    return np.concatenate([edges, anywhere])
+
+
+def telling_values(format: FloatFormat) -> Doubles:
+    """Every number, every midpoint, the doubles next to both, and what lies beyond the ends."""
+    codes = range(2**format.bits) if format.bits <= 16 else edge_codes(format).tolist()
+    finite = np.unique([v for v in (decode(c, format) for c in codes) if math.isfinite(v)])
+    midpoints = (finite[1:] + finite[:-1]) / 2
+    beyond = format.max * np.array([1 + 2.0**-k for k in range(format.mantissa_bits + 3)])
+    values = np.concatenate([finite, midpoints, beyond, -beyond, [1e300, 5e-324, -1e-300]])
+    return np.concatenate([np.nextafter(values, -np.inf), values, np.nextafter(values, np.inf),
+                           [0.0, -0.0, np.inf, -np.inf]])  # fmt: skip
+
+
+def possible_overflows(format: FloatFormat) -> list[Overflow]:
+    return [rule for rule in OVERFLOWS if usable_overflow(rule, format) == rule]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", NARROW)
+def test_decode_equals_pythons_on_every_code(numbers: Numbers, name: str) -> None:
+    codes = range(2 ** ALL[name].bits)
+    ours = numbers.map("m.decode(x, f)", codes, ALL[name])
+    assert_same(ours, [decode(code, ALL[name]) for code in codes])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", WIDE)
+def test_decode_equals_pythons_at_the_edges_of_wide_formats(numbers: Numbers, name: str) -> None:
+    codes = edge_codes(ALL[name])
+    ours = numbers.map("m.decode(x, f)", codes, ALL[name])
+    assert_same(ours, [decode(code, ALL[name]) for code in codes.tolist()])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ALL)
+def test_encode_equals_pythons_on_numbers_and_midpoints(numbers: Numbers, name: str) -> None:
+    format = ALL[name]
+    values = telling_values(format)
+    if not format.has_nan and not format.signed:
+        values = values[~(values < 0)]
+    for rule in possible_overflows(format):
+        ours = numbers.map("m.encode(x, f, rest[0])", values, format, rule)
+        expected = encode_tensor(torch.from_numpy(values), format, overflow=rule)
+        np.testing.assert_array_equal(ours, expected.numpy(), err_msg=rule)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", TINY)
+def test_encode_equals_the_exact_reference(numbers: Numbers, name: str) -> None:
+    format, values = ALL[name], telling_values(ALL[name])
+    for rule in possible_overflows(format):
+        ours = numbers.map("m.encode(x, f, rest[0])", values, format, rule)
+        expected = [encode_or_refuse(value, format, rule) for value in values.tolist()]
+        np.testing.assert_array_equal(ours, expected, err_msg=rule)
+
+
+def encode_or_refuse(value: float, format: FloatFormat, rule: Overflow) -> float:
+    try:
+        return encode(value, format, overflow=rule)
+    except ValueError:
+        return REFUSED
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ALL)
+def test_nan_and_impossible_overflow_as_in_python(numbers: Numbers, name: str) -> None:
+    format = ALL[name]
+    for rule in OVERFLOWS:
+        ours = numbers.map("m.encode(x, f, rest[0])", [math.nan, 1.0], format, rule)
+        expected = [encode_or_refuse(value, format, rule) for value in (math.nan, 1.0)]
+        np.testing.assert_array_equal(ours, expected, err_msg=rule)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ALL)
+def test_neighbours_and_ulp_equal_pythons(numbers: Numbers, name: str) -> None:
+    format = ALL[name]
+    values = telling_values(format)[:: 1 if name in TINY else 97]
+    expected = [neighbours(value, format) for value in values.tolist()]
+    for side in (0, 1):
+        ours = numbers.map(f"m.neighbours(x, f)[{side}]", values, format)
+        wanted = [math.nan if pair[side] is None else pair[side] for pair in expected]
+        np.testing.assert_array_equal(ours, wanted)
+    gaps = ulp(torch.from_numpy(values.copy()), format)
+    np.testing.assert_array_equal(numbers.map("m.ulp(x, f)", values, format), gaps.numpy())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", TINY)
+def test_kinds_equal_pythons(numbers: Numbers, name: str) -> None:
+    kinds = ["normal", "subnormal", "zero", "infinity", "NaN"]
+    body = f"{json.dumps(kinds)}.indexOf(m.classify(x, f))"
+    ours = numbers.map(body, range(2 ** ALL[name].bits), ALL[name])
+    assert [kinds[int(i)] for i in ours] == [
+        classify(code, ALL[name]) for code in range(2 ** ALL[name].bits)
+    ]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ALL)
+def test_overflow_rule_falls_back_as_in_python(numbers: Numbers, name: str) -> None:
+    ours = [numbers.text("m.usableOverflow(x, f)", rule, ALL[name]) for rule in OVERFLOWS]
+    assert ours == [usable_overflow(rule, ALL[name]) for rule in OVERFLOWS]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.1", 0.1), (" −1e-8 ", -1e-8), ("65_520", 65520.0), (".5", 0.5), ("1e5", 1e5),
+        ("1/3", 1 / 3), ("-2/4", -0.5), ("2^-24", 2.0**-24), ("-2**3", -8.0),
+        ("inf", math.inf), ("-Infinity", -math.inf), ("nan", math.nan),
+        ("", None), ("fp16", None), ("1/0", None), ("1/2/3", None), ("0x10", None), ("1,5", None),
+    ],
+)  # fmt: skip
+def test_reads_what_a_reader_types(numbers: Numbers, text: str, value: float | None) -> None:
+    read = numbers.text("m.parseNumber(x) === null ? null : m.textOf(m.parseNumber(x))", text)
+    assert (read is None) == (value is None)
+    assert value is None or repr(float(read)) == repr(value)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "value", [0.1, 1 / 3, 65504.0, 2.0**-149, 2.0**127, 1e-5, 9.99e-6, 1e21, -0.5, 0.0, 3.4e38]
+)
+def test_text_holds_every_digit(numbers: Numbers, value: float) -> None:
+    assert numbers.text("m.exactDecimal(Number(x))", repr(value)) == exact_decimal(value)
+    assert float(numbers.text("m.textOf(Number(x))", repr(value))) == value
+
+
+# --- The page without a kernel ------------------------------------------------------------------
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Explorer</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark }} body {{ margin: 16px; font-family: sans-serif }}</style>
+<style>{css}</style>
+<script src="explorers_bundle.js"></script><script src="{static}/mount.js"></script></head>
+<body><main><h1>Explorer</h1>{twins}<div style="height: 2000px"></div></main></body></html>"""
+
+OpenExplorer = Callable[..., Page]
+
+
+@pytest.fixture
+def open_explorer(browser: Browser, tmp_path: Path) -> Iterator[OpenExplorer]:
+    """Return a function that opens explorers from disk, in a page with nothing else."""
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+
+    def open_page(*explorers: FloatExplorer, width: int = 800, **options: Any) -> Page:
+        (tmp_path / "explorers_bundle.js").write_text(bundle_source(STATIC), "utf-8")
+        twins = "".join(twin(explorer) for explorer in explorers or [FloatExplorer()])
+        file = tmp_path / "page.html"
+        css = (STATIC / "explorers.css").read_text("utf-8")
+        file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, twins=twins), "utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
+        contexts.append(context)
+        context.set_default_timeout(5000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.goto(file.as_uri())
+        page.locator(
+            ".mp-explorer" if options.get("java_script_enabled", True) else ".mp-static"
+        ).last.wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def twin(explorer: FloatExplorer) -> str:
+    data, _ = explorer._repr_mimebundle_()
+    return str(data["text/html"])
+
+
+def said(page: Page) -> Locator:
+    return page.locator(".mp-live").first
+
+
+def bits(page: Page) -> str:
+    return "".join(page.locator(".mp-bit").all_text_contents())
+
+
+def view(page: Page) -> str:
+    return page.locator(".mp-stage svg").get_attribute("aria-label") or ""
+
+
+@pytest.mark.browser
+def test_a_click_flips_a_bit_and_says_the_number(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0))
+    page.get_by_label("sign bit").click()
+    expect(said(page)).to_have_text("float16: −1, normal, exact")
+    page.get_by_label("mantissa bit, worth 1/2", exact=True).click()
+    expect(said(page)).to_have_text("float16: −1.5, normal, exact")
+    assert said(page).get_attribute("aria-live") == "polite"
+    expect(page.get_by_label("Number", exact=True)).to_have_value("-1.5")
+
+
+@pytest.mark.browser
+def test_a_drag_sets_every_bit_on_its_way(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0))
+    start = page.get_by_label("mantissa bit, worth 1/2", exact=True).bounding_box()
+    end = page.get_by_label("mantissa bit, worth 1/64", exact=True).bounding_box()
+    assert start
+    assert end
+    page.mouse.move(start["x"] + 9, start["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 9, end["y"] + 9, steps=20)
+    page.mouse.up()
+    page.mouse.move(end["x"] + 99, end["y"] + 9)
+    expect(said(page)).to_have_text("float16: 1.984375, normal, exact")
+    assert bits(page) == "0" + "01111" + "1111110000"
+
+
+@pytest.mark.browser
+def test_bits_by_keyboard(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0))
+    assert page.locator(".mp-bit[tabindex='0']").count() == 1
+    page.locator(".mp-bit[tabindex='0']").focus()
+    for key in ("End", "Space", "ArrowLeft", "Enter", "Home", "ArrowLeft", "Space"):
+        page.keyboard.press(key)
+    assert bits(page) == "1" + "01111" + "0000000011"
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_label("exponent bit, worth 16")).to_be_focused()
+    expect(page.locator(".mp-bit[tabindex='0']")).to_have_count(1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("65520", "float16: inf, infinity, rounded from 65520"),
+        ("2^-24", "float16: 5.96046447754e−8, subnormal, exact"),
+        ("1e-8", "float16: 0, zero, rounded from 1e−8"),
+        ("nan", "float16: NaN, NaN, exact"),
+        ("-0", "float16: −0, zero, exact"),
+    ],
+)
+def test_a_number_typed(open_explorer: OpenExplorer, typed: str, sentence: str) -> None:
+    page = open_explorer()
+    page.get_by_label("Number", exact=True).fill(typed)
+    expect(said(page)).to_have_text(sentence)
+    expect(page.get_by_label("Number", exact=True)).to_have_value(typed)
+
+
+@pytest.mark.browser
+def test_text_that_is_no_number_changes_nothing(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(2.0))
+    page.get_by_label("Number", exact=True).fill("two")
+    expect(page.get_by_role("alert")).to_contain_text("Write 0.1, 1e-8, 1/3, 2^-24, inf or nan")
+    expect(page.get_by_label("Number", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(said(page)).to_have_text("float16: 2, normal, exact")
+    page.get_by_label("Number", exact=True).fill("3")
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+@pytest.mark.browser
+def test_a_number_without_a_code_is_refused_in_words(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(2.0, "float4_e2m1fn"))
+    page.get_by_label("Number", exact=True).fill("nan")
+    expect(page.get_by_role("alert")).to_contain_text("float4_e2m1fn has no NaN")
+    expect(said(page)).to_have_text("float4_e2m1fn: 2, normal, exact")
+
+
+@pytest.mark.browser
+def test_the_overflow_rule_offers_what_the_format_has(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(65520.0))
+    page.get_by_label("Overflow").select_option("saturate")
+    expect(said(page)).to_have_text("float16: 65504, normal, rounded from 65520")
+    page.get_by_label("Overflow").select_option("nan")
+    expect(said(page)).to_have_text("float16: NaN, NaN, rounded from 65520")
+    page.get_by_label("Format").select_option("float8_e4m3fn")
+    assert page.get_by_label("Overflow").locator("option").all_text_contents() == [
+        "saturate at max", "to NaN"
+    ]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_the_same_number_in_every_format(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1e-8))
+    row = page.locator(".mp-table tr", has_text="float8_e5m2")
+    expect(row).to_contain_text("underflow")
+    row.get_by_role("button").click()
+    expect(said(page)).to_have_text("float8_e5m2: 0, zero, rounded from 1e−8")
+    expect(page.get_by_label("Format")).to_have_value("float8_e5m2")
+    page.get_by_role("button", name="65520").click()
+    expect(row).to_contain_text("overflow")
+    assert page.locator(".mp-table tbody tr").count() == len(FORMATS)
+
+
+@pytest.mark.browser
+def test_stepping_to_the_neighbours(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(65504.0))
+    page.get_by_role("button", name="go to the number above").click()
+    expect(said(page)).to_have_text("float16: inf, infinity, exact")
+    for _ in range(2):
+        page.get_by_role("button", name="go to the number below").click()
+    expect(said(page)).to_have_text("float16: 65472, normal, exact")
+
+
+@pytest.mark.browser
+def test_the_readers_own_format(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(0.3))
+    page.get_by_label("Format").select_option("custom")
+    for name, count in (("Exponent bits", "3"), ("Mantissa bits", "2")):
+        page.get_by_label(name).fill(count)
+        page.get_by_label(name).press("Enter")
+    page.get_by_label("Top codes mean").select_option("none")
+    own = FloatFormat("custom", 3, 2, specials="none")
+    assert int(bits(page), 2) == encode(0.3, own, overflow="saturate")
+    page.get_by_label("Mantissa bits").fill("99")
+    page.get_by_label("Mantissa bits").press("Enter")
+    expect(page.get_by_label("Mantissa bits")).to_have_value("23")
+
+
+@pytest.mark.browser
+def test_a_format_given_from_python(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(0.3, OTHERS[0]))
+    expect(said(page)).to_have_text("float8_e4m3fnuz: 0.3125, normal, rounded from 0.3")
+    page.get_by_label("sign bit").click()
+    expect(said(page)).to_have_text("float8_e4m3fnuz: −0.3125, normal, exact")
+
+
+@pytest.mark.browser
+def test_the_number_line_by_wheel_and_drag(open_explorer: OpenExplorer) -> None:
+    page = open_explorer()
+    stage = page.locator(".mp-stage")
+    before = view(page)
+    stage.hover()
+    page.mouse.wheel(0, -200)
+    page.wait_for_function("(old) => document.querySelector('svg').ariaLabel !== old", arg=before)
+    assert page.evaluate("scrollY") == 0
+    zoomed = view(page)
+    box = stage.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 300, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 50, steps=5)
+    page.mouse.up()
+    assert view(page) != zoomed
+    expect(page.get_by_label("Number", exact=True)).to_have_value("0.1")
+
+
+@pytest.mark.browser
+def test_a_page_scrolled_under_the_pointer_goes_on_scrolling(open_explorer: OpenExplorer) -> None:
+    page = open_explorer()
+    page.evaluate("document.querySelector('h1').style.height = '150px'")
+    box = page.locator(".mp-stage").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 300, box["y"] - 60)
+    before = view(page)
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("scrollY === 100")
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("scrollY === 200")
+    assert view(page) == before
+
+
+@pytest.mark.browser
+def test_the_number_line_by_keyboard(open_explorer: OpenExplorer) -> None:
+    page = open_explorer()
+    page.locator(".mp-stage").focus()
+    seen = [view(page)]
+    for key in ("-", "+", "+", "ArrowRight", "ArrowLeft", "w", "0"):
+        page.keyboard.press(key)
+        seen.append(view(page))
+    assert all(a != b for a, b in itertools.pairwise(seen))
+    assert seen[-1] == seen[0]
+    page.get_by_label("Scale").select_option("log")
+    assert view(page).endswith("log")
+
+
+@pytest.mark.browser
+def test_a_click_on_the_number_line_puts_the_number_there(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0, "float8_e4m3fn"))
+    page.get_by_role("button", name="show the whole range").click()
+    page.locator(".mp-stage").click(position={"x": 700, "y": 60})
+    typed = float(page.get_by_label("Number", exact=True).input_value())
+    assert int(bits(page), 2) == encode(typed, "float8_e4m3fn", overflow="nan")
+    assert typed > 300
+
+
+ZOOM_EVERYWHERE = """() => [...document.querySelectorAll(".mp-line")].flatMap((line, n) => {
+  const stage = line.querySelector(".mp-stage");
+  const scale = line.querySelector("select");
+  const broken = [];
+  for (const kind of ["linear", "log"]) {
+    scale.value = kind;
+    scale.dispatchEvent(new Event("change"));
+    const keys = ["0", ..."+".repeat(30), "w", ..."-".repeat(20), "ArrowRight", ..."+".repeat(60)];
+    for (const key of keys) {
+      stage.dispatchEvent(new KeyboardEvent("keydown", {key}));
+      const drawn = stage.innerHTML.replaceAll("overflow to NaN", "");
+      if (/NaN|Infinity|undefined/.test(drawn) || drawn.length > 40000) broken.push([n, kind, key]);
+    }
+  }
+  return broken;
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "name", ["float32", "float8_e4m3fn", "float4_e2m1fn", "float8_e8m0fnu", "odd_bias"]
+)
+def test_the_number_line_draws_every_kind_at_every_zoom(
+    open_explorer: OpenExplorer, name: str
+) -> None:
+    values = [0.1, -0.0, 1e30, math.inf] + [math.nan] * ALL[name].has_nan
+    page = open_explorer(*[FloatExplorer(value, ALL[name]) for value in values])
+    assert page.evaluate(ZOOM_EVERYWHERE) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious_and_nothing_overflows(
+    open_explorer: OpenExplorer, theme: str, width: int
+) -> None:
+    explorers = [
+        FloatExplorer(1 / 3, "float32"),
+        FloatExplorer(65520.0),
+        FloatExplorer(0.3, OTHERS[0]),
+    ]
+    page = open_explorer(*explorers, width=width, color_scheme=theme)
+    serious = [
+        (found["id"], [node["html"] for node in found["nodes"]])
+        for found in Axe().run(page).response["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = (
+        "[...document.querySelectorAll('.mp-explorer')].map((e) => e.scrollWidth - e.clientWidth)"
+    )
+    assert page.evaluate(wide) == [0, 0, 0]
+
+
+@pytest.mark.browser
+def test_dark_theme_turns_the_explorer_dark(open_explorer: OpenExplorer) -> None:
+    def brightness(theme: str) -> int:
+        page = open_explorer(color_scheme=theme)
+        colour = "getComputedStyle(document.querySelector('.mp-explorer')).backgroundColor"
+        return int(page.evaluate(f"Number({colour}.match(/\\d+/)[0])"))
+
+    assert brightness("light") > 200
+    assert brightness("dark") < 60
+
+
+@pytest.mark.browser
+def test_reduced_motion_stills_the_bits(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(reduced_motion="reduce")
+    style = "getComputedStyle(document.querySelector('.mp-bit'))"
+    assert page.evaluate(f"{style}.transitionProperty") == "none"
+
+
+@pytest.mark.browser
+def test_explorers_on_one_page_are_independent(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0), FloatExplorer(2.0))
+    page.get_by_label("sign bit").first.click()
+    expect(page.locator(".mp-live").nth(0)).to_have_text("float16: −1, normal, exact")
+    expect(page.locator(".mp-live").nth(1)).to_have_text("float16: 2, normal, exact")
+
+
+@pytest.mark.browser
+def test_without_javascript_the_picture_stays(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(0.1), java_script_enabled=False)
+    picture = page.locator(".mp-static")
+    expect(picture).to_be_visible()
+    for text in ("0.1 in float16 is 0.0999755859375 (normal)", "01011", "1001100110"):
+        expect(picture).to_contain_text(text)
+
+
+# --- The widget in the kernel --------------------------------------------------------------------
+
+
+class RecordingComm(BaseComm):
+    """A comm with nobody at the other end, which keeps what was sent."""
+
+    sent: list[dict[str, Any]]
+
+    def publish_msg(
+        self,
+        msg_type: str,
+        data: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        buffers: list[bytes] | None = None,
+        **keys: Any,
+    ) -> None:
+        self.__dict__.setdefault("sent", []).append({"type": msg_type, **(data or {})})
+
+
+@pytest.fixture
+def explorer(monkeypatch: pytest.MonkeyPatch) -> Iterator[FloatExplorer]:
+    monkeypatch.setattr(comm, "create_comm", lambda **options: RecordingComm(**options))
+    widget = FloatExplorer(0.1, "float16")
+    yield widget
+    widget.close()
+
+
+def click(explorer: FloatExplorer, **state: Any) -> None:
+    """Deliver what a front end sends after a click."""
+    data = {"method": "update", "state": state, "buffer_paths": []}
+    explorer._handle_msg({"content": {"data": data}, "buffers": []})
+
+
+def test_a_click_in_the_picture_changes_the_traits(explorer: FloatExplorer) -> None:
+    click(explorer, value="-0.0999755859375", code=0xAE66)
+    assert (explorer.value, explorer.code) == (-0.0999755859375, 0xAE66)
+
+
+def test_a_payload_nan_that_was_clicked_is_kept(explorer: FloatExplorer) -> None:
+    click(explorer, value="nan", code=0x7C01)
+    assert math.isnan(explorer.value)
+    assert explorer.code == 0x7C01
+
+
+def test_a_format_chosen_in_the_picture_is_a_float_format(explorer: FloatExplorer) -> None:
+    own = FloatFormat("custom", 3, 2, specials="none")
+    click(explorer, format=as_json(own), code=1)
+    assert explorer.format == own
+    assert explorer.code == encode(0.1, own, overflow="saturate")
+
+
+def test_a_value_set_in_python_moves_the_picture(explorer: FloatExplorer) -> None:
+    explorer.comm.sent.clear()
+    explorer.value = 3.14
+    sent: dict[str, Any] = {}
+    for message in explorer.comm.sent:
+        sent |= message["state"]
+    assert sent == {"value": "3.14", "code": 0x4248}
+
+
+def test_code_and_format_set_in_python_keep_step(explorer: FloatExplorer) -> None:
+    explorer.code = 1
+    assert explorer.value == 2.0**-24
+    explorer.format = "bfloat16"
+    assert explorer.format == FORMATS["bfloat16"]
+    assert explorer.code == encode(2.0**-24, "bfloat16", overflow="inf")
+    explorer.format = torch.float16
+    explorer.value = 1e6
+    explorer.overflow = "saturate"
+    assert explorer.code == FORMATS["float16"].max_code
+
+
+@pytest.mark.parametrize(
+    ("trait", "wrong", "right"),
+    [
+        ("value", "a tenth", "expected a number or its text"),
+        ("format", "fp16", "expected one of float32"),
+        ("format", FloatFormat("wide", 8, 40), "expected 32 at most"),
+        ("overflow", "wrap", "expected one of"),
+        ("code", 2**16, "float16 has codes 0 to 65535"),
+        ("code", 1.5, "expected an integer"),
+    ],
+)
+def test_bad_values_are_refused_and_change_nothing(
+    explorer: FloatExplorer, trait: str, wrong: Any, right: str
+) -> None:
+    before = explorer.get_state()
+    with pytest.raises(ValueError, match=right):
+        setattr(explorer, trait, wrong)
+    assert explorer.get_state() == before
+    if trait != "code":
+        with pytest.raises(ValueError, match=right):
+            FloatExplorer(**{trait: wrong})
+
+
+def test_a_nan_where_the_format_has_none_is_refused(explorer: FloatExplorer) -> None:
+    with pytest.raises(ValueError, match="float4_e2m1fn has no NaN"):
+        FloatExplorer(math.nan, "float4_e2m1fn")
+    explorer.value = math.nan
+    with pytest.raises(ValueError, match="float4_e2m1fn has no NaN"):
+        explorer.format = "float4_e2m1fn"
+    assert explorer.format == FORMATS["float16"]
+
+
+def test_outputs_are_the_same_on_every_run() -> None:
+    first, second = (FloatExplorer(0.1)._repr_mimebundle_()[0] for _ in range(2))
+    widget = "application/vnd.jupyter.widget-view+json"  # nbval does not compare this one
+    assert first.pop(widget) != second.pop(widget)
+    assert first == second
+    assert first["text/plain"] == "FloatExplorer(value=0.1, format='float16', overflow='inf')"
+
+
+def test_a_name_cannot_close_the_script_element() -> None:
+    format = FloatFormat("</script><b>", 3, 2)
+    html = twin(FloatExplorer(0.1, format))
+    assert html.count("</script>") == 1
+    assert "<b>" not in html.split("</script>")[1]
+
+
+def test_without_anywidget_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("mpbook.explorers")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    fresh = importlib.import_module("mpbook.explorers")
+    with pytest.raises(ImportError, match=r'pip install "mpbook\[notebook\]"'):
+        _ = fresh.FloatExplorer
