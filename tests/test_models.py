@@ -29,6 +29,7 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_an_mlp_is_linear_layers_with_relu_between_them() -> None:
+    torch.manual_seed(0)
     model = MLP(5, 7, 6, 3)
     assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU] * 2 + [nn.Linear]
     shapes = [tuple(p.shape) for p in model.parameters()]
