@@ -10,10 +10,10 @@ STAMP  := $(VENV)/.installed
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test lab refresh lint lock clean
+.PHONY: help book read test exhaustive lab refresh lint lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
@@ -34,6 +34,9 @@ read: book ## Build the HTML and serve it on localhost
 
 test: $(STAMP) ## Run every test, the notebooks' included
 	$(BIN)/python -m pytest
+
+exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about ten minutes
+	$(BIN)/python tests/exhaustive.py
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab book

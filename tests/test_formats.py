@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mpbook.formats
+import mpbook.float_format
 from mpbook.formats import (
     FORMATS,
     FloatFormat,
@@ -670,4 +670,4 @@ def test_ulp_equals_math_ulp_for_float64_like_numpy_spacing():
 
 
 def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.formats).failed == 0
+    assert doctest.testmod(mpbook.float_format).failed == 0

@@ -5,23 +5,27 @@ Importing this package needs nothing beyond mpbook; using an explorer needs anyw
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
+    from mpbook.explorers.sum_explorer import SumExplorer
 
-__all__ = ["FloatExplorer"]
+__all__ = ["FloatExplorer", "SumExplorer"]
+
+_MODULES = {"FloatExplorer": "float_explorer", "SumExplorer": "sum_explorer"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from mpbook.explorers import float_explorer
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     except ModuleNotFoundError as error:
         if error.name not in ("anywidget", "ipywidgets", "traitlets"):
             raise
         raise ImportError(
             f'{name} needs {error.name}, which is missing: pip install "mpbook[notebook]"'
         ) from error
-    return getattr(float_explorer, name)
+    return getattr(module, name)

@@ -1,0 +1,203 @@
+"""How fast a tensor rounds: ours against a copy, torch's casts and every library at hand.
+
+All contenders work on the same tensor, take turns, and use one thread; what is reported is the
+median over the rounds, its spread, and the speed as a share of ``copy_`` in the same round.  Beside
+each speed stands whether the library is right: how many of the format's hard inputs (every number
+of a small format, every midpoint, and the float32 numbers beside them) it rounds as the exact
+rational reference does.
+
+    python -m mpbook bench formats --elements 16777216 --rounds 7
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpbook.formats import (
+    FloatFormat,
+    as_format,
+    compiled_round_to,
+    decode,
+    decode_tensor,
+    encode,
+    round_to,
+)
+from mpbook.measure import Spread, interleave, ratios
+from mpbook.notebook import Table
+from mpbook.peers import Round, installed
+
+DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender in one format."""
+
+    contender: str
+    format: str
+    melements_per_s: Spread
+    of_copy: Spread
+    wrong: int | None
+    """Hard inputs rounded otherwise than by the reference; None where that is not the question."""
+    inputs: int
+
+
+def bench_formats(
+    formats: Sequence[str | FloatFormat] = DEFAULT_FORMATS,
+    *,
+    elements: int = 2**24,
+    rounds: int = 7,
+    compiled: bool = True,
+) -> list[Result]:
+    """Time and check every contender in every format, on one thread.
+
+    Args:
+        formats: what to round to.
+        elements: of the float32 tensor that is rounded.
+        rounds: readings of each contender.
+        compiled: also time our rounding through `torch.compile`.
+
+    Raises:
+        ValueError: fewer than one element or round.
+    """
+    if elements < 1 or rounds < 1:
+        raise ValueError(f"elements={elements}, rounds={rounds}: expected at least 1 of each")
+    x = torch.randn(elements, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [r for f in formats for r in _bench_one(as_format(f), x, rounds, compiled)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bench_one(format: FloatFormat, x: Tensor, rounds: int, compiled: bool) -> list[Result]:
+    out = torch.empty_like(x)
+    work: dict[str, Callable[[], float]] = {"copy_": _timed(lambda: out.copy_(x), x)}
+    checks: dict[str, Round | None] = {"copy_": None}
+    for name, into, check in _ours(format, compiled):
+        work[name] = _timed(lambda into=into: into(x, out), x)  # type: ignore[misc]
+        checks[name] = check
+    for peer in installed():
+        rounder = peer.prepare(format)
+        if rounder is not None:
+            name = f"{peer.name} {peer.version}"
+            work[name] = _timed(lambda rounder=rounder: rounder(x), x)  # type: ignore[misc]
+            checks[name] = rounder
+    speeds = interleave(work, rounds=rounds)
+    shares = ratios(speeds, to="copy_")
+    hard, expected = hard_inputs(format)
+    return [
+        Result(
+            name, format.name, speeds[name], shares[name],
+            None if check is None else wrong(check, hard, expected), len(hard),
+        )
+        for name, check in checks.items()
+    ]  # fmt: skip
+
+
+def _ours(
+    format: FloatFormat, compiled: bool
+) -> list[tuple[str, Callable[[Tensor, Tensor], object], Round | None]]:
+    """Our own contenders: a name, the timed call, and the call to check."""
+    overflow = "inf" if format.has_inf else "nan" if format.has_nan else "saturate"
+    generator = torch.Generator().manual_seed(0)
+
+    def nearest(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return round_to(x, format, overflow=overflow, out=out)
+
+    def stochastic(x: Tensor, out: Tensor) -> Tensor:
+        return round_to(
+            x, format, rounding="stochastic", overflow=overflow, generator=generator, out=out
+        )
+
+    found = [("mpbook", nearest, nearest), ("mpbook stochastic", stochastic, None)]
+    if compiled:
+        fast = compiled_round_to(format, overflow=overflow)
+        noisy = compiled_round_to(format, rounding="stochastic", overflow=overflow)
+        found += [
+            ("mpbook compiled", lambda x, out: fast(x, out=out), fast),
+            (
+                "mpbook compiled stochastic",
+                lambda x, out: noisy(x, out=out, generator=generator),
+                None,
+            ),
+        ]
+    return found
+
+
+def _timed(work: Callable[[], object], x: Tensor) -> Callable[[], float]:
+    """A reading in million elements a second."""
+
+    def reading() -> float:
+        started = time.perf_counter()
+        work()
+        return x.numel() / (time.perf_counter() - started) / 1e6
+
+    return reading
+
+
+def hard_inputs(format: FloatFormat, *, most: int = 3000) -> tuple[Tensor, Tensor]:
+    """Float32 inputs where rounding goes wrong first, in range, and their exact roundings.
+
+    Numbers of the format, midpoints of neighbours, and the float32 numbers on both sides of each;
+    at most about ``most`` of them, spread evenly over the codes.
+    """
+    top = format.max_code
+    step = max(1, top * 9 // most)
+    codes = torch.arange(0, top, step)
+    low, high = decode_tensor(codes, format), decode_tensor(codes + 1, format)
+    exact = torch.cat([low, (low + high) / 2]).float()
+    exact = exact[exact.abs() >= torch.finfo(torch.float32).tiny]
+    around = [exact, exact.nextafter(torch.tensor(4e38)), exact.nextafter(torch.tensor(0.0))]
+    x = torch.cat(around)
+    x = torch.cat([x, -x]) if format.signed else x
+    codes_of = [encode(value, format, overflow="saturate") for value in x.tolist()]
+    expected = torch.tensor([decode(code, format) for code in codes_of], dtype=torch.float64)
+    return x, expected
+
+
+def wrong(rounder: Round, x: Tensor, expected: Tensor) -> int:
+    """How many inputs a function rounds otherwise than expected."""
+    return int((rounder(x).double() != expected).sum())
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The results as a table, one row for each contender and format."""
+    rows = [
+        (
+            result.format,
+            result.contender,
+            f"{result.melements_per_s.median:.0f}",
+            f"{result.of_copy.median:.0%}",
+            f"{result.of_copy.low:.0%} to {result.of_copy.high:.0%}",
+            "" if result.wrong is None else f"{result.wrong} of {result.inputs}",
+        )
+        for result in results
+    ]
+    header = ["format", "contender", "Melem/s", "of copy_", "lowest to highest", "wrong"]
+    return Table(header, rows)
+
+
+def figure(results: Sequence[Result]) -> object:
+    """Speeds as bars, one panel a format, on a logarithmic scale; wrong ones hatched."""
+    from mpbook import plots
+
+    names = list(dict.fromkeys(result.format for result in results))
+    drawn, axes = plots.figure(len(names), 1, figsize=(7, 1 + 2.2 * len(names)), squeeze=False)
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        rows = [result for result in results if result.format == name][::-1]
+        axis.barh(
+            [row.contender for row in rows],
+            [row.melements_per_s.median for row in rows],
+            color=[plots.COLOURS[name] if "mpbook" in row.contender else "#a9a9a9" for row in rows],
+            hatch=["//" if row.wrong else "" for row in rows],
+            edgecolor="white",
+        )
+        axis.set(title=name, xscale="log", xlabel="million elements a second")
+    return drawn
