@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,23 @@ class Trainer:
         return self.settings.loss(outputs.float(), targets)
 
 
-def training_step(trainer: Trainer, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, bool]:
+def training_step(
+    trainer: Trainer,
+    inputs: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor, bool]:
     """One step of training: the recipe of this book.
 
     Returns:
-        The loss and the norm of the unscaled gradients, as 0-dimensional float32 tensors, and
-        whether the weights were updated.
+        The loss and the norm of the unscaled gradients, as 0-dimensional
+        float32 tensors, and whether the weights were updated.
     """
     scaler, finite = trainer.scaler, True
     trainer.optimizer.zero_grad()
 
     loss = trainer.loss(inputs, targets)  # forward in 16 bits
-    (loss if scaler is None else scaler.scale(loss)).backward()  # backward in 16 bits
+    scaled = loss if scaler is None else scaler.scale(loss)
+    scaled.backward()  # backward in 16 bits
 
     gradients = trainer.gradients()
     if scaler is not None:
@@ -89,7 +94,7 @@ def training_step(trainer: Trainer, inputs: Tensor, targets: Tensor) -> tuple[Te
         clip(gradients, norm, trainer.settings.clip_norm)
 
     if finite:
-        trainer.optimizer.step()  # in float32, or in whatever the weights are
+        trainer.optimizer.step()  # in float32, if the weights are
     if scaler is not None:
         scaler.update(finite=finite)
     return loss.detach(), norm, finite
@@ -224,6 +229,7 @@ def _finish(trainer: Trainer, data: Data, run: Run, watch: Stopwatch, *, timed_s
     run.seconds += seconds
     items = timed_steps * trainer.settings.batch_size * data.items_per_example
     run.items_per_second = items / seconds if timed_steps else math.nan
+    run.memory = replace(run.memory, optimizer_state=_optimizer_bytes(trainer.optimizer))
     if trainer.device.type == "cuda":
         run.peak_memory_bytes = torch.cuda.max_memory_allocated(trainer.device)
     else:
@@ -239,18 +245,22 @@ def _measured_step(
     with saved_for_backward(trainer.model) as saved:
         result = training_step(trainer, inputs, targets)
     parameters = list(trainer.model.parameters())
-    optimizer, copies = trainer.optimizer, []
-    if isinstance(optimizer, Float32Updates):
-        copies, optimizer = optimizer.copies, optimizer.optimizer
+    updates = trainer.optimizer
+    copies = updates.copies if isinstance(updates, Float32Updates) else []
     gradients = [p.grad for p in (*parameters, *copies) if p.grad is not None]
     run.memory = Memory(
         parameters=count_bytes(parameters),
         master_copies=count_bytes(copies),
         gradients=count_bytes(gradients),
-        optimizer_state=count_bytes(state_tensors(optimizer.state_dict()["state"])),
         saved_for_backward=saved(),
     )
     return result
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer | Float32Updates) -> int:
+    """Bytes of optimizer state, counted at the end: a skipped first step has made none yet."""
+    inner = optimizer.optimizer if isinstance(optimizer, Float32Updates) else optimizer
+    return count_bytes(state_tensors(inner.state_dict()["state"]))
 
 
 @torch.no_grad()

@@ -311,6 +311,16 @@ def test_16_bit_activations_take_half_the_memory_of_float32_ones():
     assert half.saved_for_backward < mixed.saved_for_backward < full.saved_for_backward
 
 
+def test_a_skipped_first_step_does_not_hide_the_optimizers_state():
+    half = Precision("p", compute_dtype=torch.float16, loss_scale="dynamic")
+    options = dict(steps=30, batch_size=16, device="cpu", optimizer="adam")
+    huge = Examples(data().inputs * 3000, data().targets)  # overflows at the first scales
+    run = train(model(), huge, precision=half, **options)
+    assert run.skipped_steps[:1] == [0] and len(run.skipped_steps) < 30
+    full = train(model(), data(), precision="32-true", **options)
+    assert run.memory.optimizer_state == full.memory.optimizer_state > 0
+
+
 def test_master_copies_are_counted():
     memory = train(model(), data(), precision=CURES[0], steps=1, device="cpu").memory
     assert memory.master_copies == 2 * memory.parameters
