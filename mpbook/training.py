@@ -190,10 +190,10 @@ def _loop(
     progress: bool,
 ) -> None:
     """Make the steps that are still to be made."""
-    settings, first = trainer.settings, run.steps
+    settings, first, earlier = trainer.settings, run.steps, run.seconds
     watch, history = Stopwatch(trainer.device), History(run)
     base_rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
-    with Progress(settings.steps, label=trainer.precision.name, enabled=progress) as line:
+    with Progress(settings.steps - first, label=trainer.precision.name, enabled=progress) as line:
         for step in range(first, settings.steps):
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
@@ -212,7 +212,7 @@ def _loop(
             due = settings.validate_every and (step + 1) % settings.validate_every == 0
             saves = save and save_every and (step + 1) % save_every == 0
             if (due or saves) and step + 1 < settings.steps:
-                watch.stop()
+                run.seconds = earlier + watch.stop()
                 history.flush()
                 if due:
                     _validate(trainer, data, run)
@@ -221,12 +221,13 @@ def _loop(
                 watch.start()
     history.flush()
     if run.steps > first:
-        _finish(trainer, data, run, watch, timed_steps=run.steps - first - 1)
+        seconds = watch.stop()
+        run.seconds = earlier + seconds
+        _finish(trainer, data, run, seconds, timed_steps=run.steps - first - 1)
 
 
-def _finish(trainer: Trainer, data: Data, run: Run, watch: Stopwatch, *, timed_steps: int) -> None:
-    seconds = watch.stop()
-    run.seconds += seconds
+def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_steps: int) -> None:
+    """Note what the steps made here cost."""
     items = timed_steps * trainer.settings.batch_size * data.items_per_example
     run.items_per_second = items / seconds if timed_steps else math.nan
     run.memory = replace(run.memory, optimizer_state=_optimizer_bytes(trainer.optimizer))
@@ -374,13 +375,14 @@ def _deterministic() -> Iterator[None]:
     """Only kernels that repeat bit for bit, where CUDA has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
 # --- Saving and going on ----------------------------------------------------------------------
