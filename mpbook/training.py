@@ -163,8 +163,8 @@ def train(
     """
     precision, chosen = as_precision(precision), pick(device)
     options = Settings(steps=steps, **settings)
-    if save_every is not None and save_to is None:
-        raise ValueError(f"save_every={save_every}: needs save_to, the file to write")
+    if save_every is not None and (save_to is None or save_every < 1):
+        raise ValueError(f"save_every={save_every}: expected at least 1, and save_to, the file")
     data = data.to(chosen)
     with _environment(precision, options, chosen):
         trainer = _prepare(model, precision, options, chosen, compile)
@@ -173,10 +173,10 @@ def train(
             _load(Path(resume_from), trainer, run)
         save = partial(_save, Path(save_to), trainer, run) if save_to is not None else None
         _loop(trainer, data, run, save=save, save_every=save_every, progress=progress)
-        if not run.stopped_on_nan:
+        if not run.stopped_on_nan:  # else the last good checkpoint is worth more
             _validate(trainer, data, run)
-        if save:
-            save()
+            if save:
+                save()
     return run
 
 
@@ -240,10 +240,13 @@ def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_ste
 def _measured_step(
     trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, bool]:
-    """The first step, which also counts what a step holds in memory."""
-    if trainer.forward is not trainer.model:  # compiled: hooks would break its graph
-        return training_step(trainer, inputs, targets)
-    with saved_for_backward(trainer.model) as saved:
+    """The first step, which also counts what a step holds in memory.
+
+    What a compiled model saves for the backward pass is not counted: hooks would break its graph.
+    """
+    compiled = trainer.forward is not trainer.model
+    counting = nullcontext(lambda: 0) if compiled else saved_for_backward(trainer.model)
+    with counting as saved:
         result = training_step(trainer, inputs, targets)
     parameters = list(trainer.model.parameters())
     updates = trainer.optimizer

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpbook import training
+from mpbook import checkpoints, training
 from mpbook.data import ByteCorpus, Examples
 from mpbook.device import matmul_emulation
 from mpbook.measure import Memory
@@ -641,6 +641,13 @@ def test_a_checkpoint_in_mid_run_holds_the_time_so_far(tmp_path, monkeypatch):
     assert saved == [1.5, 3.0, 4.5] and run.seconds == 4.5
 
 
+def test_a_run_that_stops_on_nan_keeps_its_last_good_checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    options = dict(precision="16-true", save_to=path, save_every=1, batch_size=16)
+    run = train(model(), data(), steps=9, stop_on_nan=True, **options)
+    assert run.steps == 2 and checkpoints.load(path)["run"]["losses"] == run.losses[:1]
+
+
 def test_saving_does_not_change_the_run(tmp_path):
     options = dict(precision="bf16-true", steps=6, batch_size=16)
     saved = train(model(), data(), save_to=tmp_path / "a.pt", save_every=2, **options)
@@ -894,7 +901,8 @@ def test_memory_is_a_plain_record():
         (dict(warmup_steps=-1), ValueError, "warmup_steps=-1"),
         (dict(decay="exp"), ValueError, "decay='exp'"),
         (dict(optimizer="adagrad"), ValueError, 'optimizer="adagrad"'),
-        (dict(save_every=5), ValueError, "needs save_to"),
+        (dict(save_every=5), ValueError, "save_every=5: expected at least 1, and save_to"),
+        (dict(save_every=0, save_to="x"), ValueError, "save_every=0"),
         (dict(save_every=0), ValueError, "save_every=0"),
         (dict(device="tpu"), ValueError, "tpu"),
         (dict(device="meta"), ValueError, 'expected "cpu" or "cuda"'),
