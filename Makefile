@@ -20,8 +20,8 @@ $(STAMP): requirements.txt pyproject.toml
 	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); the book needs Python 3.11, 3.12 or 3.13." >&2; \
 	  echo "make: name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install -qq -r requirements.txt
+	$(BIN)/python -m pip install -qq --no-deps --editable .
 	@touch $@
 
 book: $(STAMP) ## Build the HTML and say where it is
@@ -52,10 +52,10 @@ lint: $(STAMP) ## Check style, types and the book's own rules
 
 lock: ## Compile requirements.txt from pyproject.toml's ranges
 	$(PYTHON) -m venv --clear $(LOCK)
-	$(LOCK)/bin/python -m pip install --quiet uv
+	$(LOCK)/bin/python -m pip install -qq uv
 	@# One lock for Python 3.11 to 3.13 on Linux and macOS. What torch needs for CUDA is left out:
 	@# the torch that pip picks for a machine brings it along.
-	$(LOCK)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	$(LOCK)/bin/uv pip compile pyproject.toml --extra notebook --extra book --extra test --universal --python-version 3.11 \
 	  --fork-strategy fewest --no-annotate --no-header --quiet -o $(LOCK)/all.txt
 	@{ echo '# Written by `make lock`: every package of the book, on Python 3.11, 3.12 and 3.13.'; \
 	   grep -vE '^(nvidia-|cuda-|triton)' $(LOCK)/all.txt; } > requirements.txt

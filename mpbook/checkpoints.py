@@ -7,9 +7,7 @@ unpickler, which builds nothing else, so a file from a stranger cannot run code.
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +42,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RuntimeError(f'checkpoint "{path}": there is no such file') from None
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
-        message = f'checkpoint "{path}": torn, or not written by mpbook ({error})'
+    except Exception as error:  # the unpickler may raise anything on what is no pickle
+        reason = f"{type(error).__name__}: {error}"
+        message = f'checkpoint "{path}": torn, or not written by mpbook ({reason})'
         raise RuntimeError(message) from error
     if not isinstance(state, dict) or state.get("mpbook_checkpoint") != _VERSION:
         raise RuntimeError(f'checkpoint "{path}": not written by this version of mpbook')

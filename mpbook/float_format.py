@@ -249,15 +249,18 @@ def decode(code: int, format: str | torch.dtype | FloatFormat) -> float:
     format = as_format(format)
     sign, exponent, mantissa = fields(code, format)
     magnitude = code - (sign << (format.bits - 1))
-    if sign and magnitude == 0 and format.specials == "nan_is_negative_zero":
+    negative_zero = sign == 1 and magnitude == 0
+    if negative_zero and format.specials == "nan_is_negative_zero":
         return math.nan
     if magnitude > format.max_code:
         return _special(magnitude, sign, format)
     if format.subnormals and exponent == 0:
         significand, binade = mantissa, format.lowest_binade
-    else:
-        significand, binade = 2**format.mantissa_bits + mantissa, exponent - format.bias
-    return (-1) ** sign * math.ldexp(significand, binade - format.mantissa_bits)
+    else:  # the hidden bit
+        significand = 2**format.mantissa_bits + mantissa
+        binade = exponent - format.bias
+    value = math.ldexp(significand, binade - format.mantissa_bits)
+    return (-1) ** sign * value
 
 
 def _special(magnitude: int, sign: int, format: FloatFormat) -> float:

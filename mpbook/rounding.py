@@ -252,16 +252,16 @@ class _Steps:
         return stops and self.overflow != "saturate"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _steps(
     format: FloatFormat, rounding: Rounding, overflow: Overflow, result: torch.dtype
 ) -> _Steps:
-    """The steps to a result of this dtype; a constant to the compiler."""
-    return _cached_steps(format, rounding, overflow, result)
+    """The steps to a result of this dtype."""
+    # The compiler looks through a cache, with a warning, and evaluates all this at compile time.
+    find = _find_steps if torch.compiler.is_compiling() else _cached_steps
+    return find(format, rounding, overflow, result)
 
 
-@functools.cache
-def _cached_steps(
+def _find_steps(
     format: FloatFormat, rounding: Rounding, overflow: Overflow, result: torch.dtype
 ) -> _Steps:
     lowest, highest = format.lowest_binade, math.frexp(format.max)[1] - 1
@@ -283,6 +283,9 @@ def _cached_steps(
         ulp_bits=(exponents[0] + bias << stored, exponents[1] + bias << stored),
         headroom=bias - highest,
     )
+
+
+_cached_steps = functools.cache(_find_steps)
 
 
 def _cut_offs(

@@ -151,7 +151,9 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """Mean training loss over the last tenth of the steps."""
+        """Mean training loss over the last tenth of the steps; NaN before the first."""
+        if not self.losses:
+            return math.nan
         last = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(last) / len(last)
 

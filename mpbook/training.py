@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,23 @@ class Trainer:
         return self.settings.loss(outputs.float(), targets)
 
 
-def training_step(trainer: Trainer, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, bool]:
+def training_step(
+    trainer: Trainer,
+    inputs: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor, bool]:
     """One step of training: the recipe of this book.
 
     Returns:
-        The loss and the norm of the unscaled gradients, as 0-dimensional float32 tensors, and
-        whether the weights were updated.
+        The loss and the norm of the unscaled gradients, as 0-dimensional
+        float32 tensors, and whether the weights were updated.
     """
     scaler, finite = trainer.scaler, True
     trainer.optimizer.zero_grad()
 
     loss = trainer.loss(inputs, targets)  # forward in 16 bits
-    (loss if scaler is None else scaler.scale(loss)).backward()  # backward in 16 bits
+    scaled = loss if scaler is None else scaler.scale(loss)
+    scaled.backward()  # backward in 16 bits
 
     gradients = trainer.gradients()
     if scaler is not None:
@@ -89,7 +94,7 @@ def training_step(trainer: Trainer, inputs: Tensor, targets: Tensor) -> tuple[Te
         clip(gradients, norm, trainer.settings.clip_norm)
 
     if finite:
-        trainer.optimizer.step()  # in float32, or in whatever the weights are
+        trainer.optimizer.step()  # in float32, if the weights are
     if scaler is not None:
         scaler.update(finite=finite)
     return loss.detach(), norm, finite
@@ -158,8 +163,8 @@ def train(
     """
     precision, chosen = as_precision(precision), pick(device)
     options = Settings(steps=steps, **settings)
-    if save_every is not None and save_to is None:
-        raise ValueError(f"save_every={save_every}: needs save_to, the file to write")
+    if save_every is not None and (save_to is None or save_every < 1):
+        raise ValueError(f"save_every={save_every}: expected at least 1, and save_to, the file")
     data = data.to(chosen)
     with _environment(precision, options, chosen):
         trainer = _prepare(model, precision, options, chosen, compile)
@@ -168,10 +173,10 @@ def train(
             _load(Path(resume_from), trainer, run)
         save = partial(_save, Path(save_to), trainer, run) if save_to is not None else None
         _loop(trainer, data, run, save=save, save_every=save_every, progress=progress)
-        if not run.stopped_on_nan:
+        if not run.stopped_on_nan:  # else the last good checkpoint is worth more
             _validate(trainer, data, run)
-        if save:
-            save()
+            if save:
+                save()
     return run
 
 
@@ -185,10 +190,10 @@ def _loop(
     progress: bool,
 ) -> None:
     """Make the steps that are still to be made."""
-    settings, first = trainer.settings, run.steps
+    settings, first, earlier = trainer.settings, run.steps, run.seconds
     watch, history = Stopwatch(trainer.device), History(run)
     base_rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
-    with Progress(settings.steps, label=trainer.precision.name, enabled=progress) as line:
+    with Progress(settings.steps - first, label=trainer.precision.name, enabled=progress) as line:
         for step in range(first, settings.steps):
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
@@ -207,7 +212,7 @@ def _loop(
             due = settings.validate_every and (step + 1) % settings.validate_every == 0
             saves = save and save_every and (step + 1) % save_every == 0
             if (due or saves) and step + 1 < settings.steps:
-                watch.stop()
+                run.seconds = earlier + watch.stop()
                 history.flush()
                 if due:
                     _validate(trainer, data, run)
@@ -216,14 +221,16 @@ def _loop(
                 watch.start()
     history.flush()
     if run.steps > first:
-        _finish(trainer, data, run, watch, timed_steps=run.steps - first - 1)
+        seconds = watch.stop()
+        run.seconds = earlier + seconds
+        _finish(trainer, data, run, seconds, timed_steps=run.steps - first - 1)
 
 
-def _finish(trainer: Trainer, data: Data, run: Run, watch: Stopwatch, *, timed_steps: int) -> None:
-    seconds = watch.stop()
-    run.seconds += seconds
+def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_steps: int) -> None:
+    """Note what the steps made here cost."""
     items = timed_steps * trainer.settings.batch_size * data.items_per_example
     run.items_per_second = items / seconds if timed_steps else math.nan
+    run.memory = replace(run.memory, optimizer_state=_optimizer_bytes(trainer.optimizer))
     if trainer.device.type == "cuda":
         run.peak_memory_bytes = torch.cuda.max_memory_allocated(trainer.device)
     else:
@@ -233,24 +240,31 @@ def _finish(trainer: Trainer, data: Data, run: Run, watch: Stopwatch, *, timed_s
 def _measured_step(
     trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, bool]:
-    """The first step, which also counts what a step holds in memory."""
-    if trainer.forward is not trainer.model:  # compiled: hooks would break its graph
-        return training_step(trainer, inputs, targets)
-    with saved_for_backward(trainer.model) as saved:
+    """The first step, which also counts what a step holds in memory.
+
+    What a compiled model saves for the backward pass is not counted: hooks would break its graph.
+    """
+    compiled = trainer.forward is not trainer.model
+    counting = nullcontext(lambda: 0) if compiled else saved_for_backward(trainer.model)
+    with counting as saved:
         result = training_step(trainer, inputs, targets)
     parameters = list(trainer.model.parameters())
-    optimizer, copies = trainer.optimizer, []
-    if isinstance(optimizer, Float32Updates):
-        copies, optimizer = optimizer.copies, optimizer.optimizer
+    updates = trainer.optimizer
+    copies = updates.copies if isinstance(updates, Float32Updates) else []
     gradients = [p.grad for p in (*parameters, *copies) if p.grad is not None]
     run.memory = Memory(
         parameters=count_bytes(parameters),
         master_copies=count_bytes(copies),
         gradients=count_bytes(gradients),
-        optimizer_state=count_bytes(state_tensors(optimizer.state_dict()["state"])),
         saved_for_backward=saved(),
     )
     return result
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer | Float32Updates) -> int:
+    """Bytes of optimizer state, counted at the end: a skipped first step has made none yet."""
+    inner = optimizer.optimizer if isinstance(optimizer, Float32Updates) else optimizer
+    return count_bytes(state_tensors(inner.state_dict()["state"]))
 
 
 @torch.no_grad()
@@ -364,13 +378,14 @@ def _deterministic() -> Iterator[None]:
     """Only kernels that repeat bit for bit, where CUDA has them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
 # --- Saving and going on ----------------------------------------------------------------------

@@ -2,36 +2,55 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from mpbook import checkpoints
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
-def test_what_is_saved_comes_back(tmp_path):
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_saved_comes_back_on_the_cpu(device, tmp_path):
     path = tmp_path / "run.pt"
-    checkpoints.save(path, {"weights": torch.arange(3.0), "losses": [1.5], "name": "x"})
+    weights = torch.arange(3.0, device=device)
+    checkpoints.save(path, {"weights": weights, "losses": [1.5], "name": "x"})
     state = checkpoints.load(path)
-    assert state["weights"].tolist() == [0, 1, 2]
+    assert state["weights"].tolist() == [0, 1, 2] and state["weights"].device.type == "cpu"
     assert (state["losses"], state["name"]) == ([1.5], "x")
     assert os.listdir(tmp_path) == ["run.pt"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(error, tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
     checkpoints.save(path, {"step": 1})
 
     def half_written(state, file):
         file.write(b"half")
-        raise OSError("disk full")
+        raise error("disk full")
 
     monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(error, match="disk full"):
         checkpoints.save(path, {"step": 2})
     monkeypatch.undo()
     assert checkpoints.load(path)["step"] == 1
     assert os.listdir(tmp_path) == ["run.pt"]
+
+
+def test_a_file_is_whole_before_it_is_moved_to_its_place(tmp_path, monkeypatch):
+    path, moves, replace = tmp_path / "run.pt", [], os.replace
+
+    def watched(source, target):
+        moves.append((Path(source).parent, checkpoints.load(Path(source))["step"], target))
+        assert not path.exists()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    checkpoints.save(path, {"step": 3})
+    assert moves == [(tmp_path, 3, path)]  # from the same folder, or it would be a copy
 
 
 def test_a_torn_file_is_refused(tmp_path):
@@ -54,6 +73,28 @@ def test_files_that_mpbook_did_not_write_are_refused(tmp_path):
         checkpoints.load(path)
     with pytest.raises(RuntimeError, match="no such file"):
         checkpoints.load(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("version", [0, 2, None])
+def test_a_checkpoint_of_another_version_is_refused(version, tmp_path):
+    path = tmp_path / "run.pt"
+    torch.save({"mpbook_checkpoint": version}, path)
+    with pytest.raises(RuntimeError, match="not written by this version of mpbook"):
+        checkpoints.load(path)
+
+
+# What the unpickler makes of these: KeyError, IndexError, UnicodeDecodeError, struct.error.
+@pytest.mark.parametrize("content", [b"hello\n", b"\x80\x02.", b"X\x01\0\0\0\xff", b"G\0"])
+def test_files_that_are_no_checkpoints_at_all_are_refused(content, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match="torn, or not written by mpbook"):
+        checkpoints.load(path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(RuntimeError, match="torn, or not written by mpbook"):
+        checkpoints.load(tmp_path)
 
 
 class Attack:

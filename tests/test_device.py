@@ -383,10 +383,21 @@ def test_the_gradients_of_a_product_are_exact_and_rounded_once(case: str) -> Non
 def test_a_dot_product_is_exact_and_rounded_once(function: Callable[..., Tensor]) -> None:
     for seed in range(8):
         a, b = integers(400, seed=seed, high=30), integers(400, seed=seed + 100, high=30)
-        with Float32Accumulation():
+        with Spy() as spy, Float32Accumulation():
             emulated = function(a.half(), b.half())
         assert emulated.dtype == torch.float16
         assert emulated.double() == torch.dot(a, b).half()
+        assert [half for _, half in spy.products] == [False]
+
+
+def test_every_gradient_of_a_convolution_is_rounded() -> None:
+    x, weight = integers(2, 8, 7, 7).half(), integers(6, 8, 3, 3).half()
+    options: tuple[Any, ...] = ([6], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3)
+    gradient = torch.ones(2, 6, 5, 5).half()
+    with Float32Accumulation():
+        found = torch.ops.aten.convolution_backward(gradient, x, weight, *options)
+    assert [t.dtype for t in found] == [torch.float16] * 3
+    assert found[2].tolist() == [50.0] * 6
 
 
 def test_only_the_sum_is_rounded_and_not_the_product_before_the_bias_is_added() -> None:

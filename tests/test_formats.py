@@ -151,6 +151,10 @@ def test_e8m0_has_neither_zero_nor_sign_nor_infinity():
     assert not (format.signed or format.has_inf or format.has_negative_zero)
 
 
+def test_without_mantissa_bits_there_are_no_subnormals():
+    assert FloatFormat("powers_of_two", 4, 0, specials="none").smallest_subnormal is None
+
+
 def test_every_named_format_is_listed_under_its_own_name():
     assert all(name == format.name for name, format in FORMATS.items())
     assert list(FORMATS)[:4] == ["float32", "tfloat32", "float16", "bfloat16"]
@@ -206,6 +210,15 @@ def test_unknown_formats_are_refused_with_what_would_be_right():
 def test_impossible_formats_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         FloatFormat("invented", **arguments)
+
+
+def test_the_range_of_a_format_ends_where_float64_is_still_exact():
+    for bias in (1021, -1020):
+        format = FloatFormat("at the end", 2, 2, bias=bias)
+        assert decode(encode(format.max, format, overflow="inf"), format) == format.max
+    for bias in (1022, -1021):
+        with pytest.raises(ValueError, match="range of float64"):
+            FloatFormat("beyond the end", 2, 2, bias=bias)
 
 
 # --- decode -----------------------------------------------------------------------------------
@@ -549,6 +562,12 @@ def test_stochastic_rounding_never_moves_a_number_of_the_format(format):
     values = torch.from_numpy(finite_values(format))
     for seed in range(3):
         assert torch.equal(stochastic(values, format, seed), values)
+
+
+def test_a_number_of_the_format_stays_even_where_the_draw_is_zero(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape).double())
+    values = torch.from_numpy(finite_values(FORMATS["float8_e4m3fn"]))
+    assert torch.equal(stochastic(values, "float8_e4m3fn", 0), values)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3fn", "float4_e2m1fn"])

@@ -20,7 +20,7 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {OPTIONAL!r}:
-            raise ImportError(f"{{name}} is blocked", name=name)
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocked())
 """

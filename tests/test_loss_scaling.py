@@ -92,6 +92,14 @@ def test_a_scale_does_not_grow_past_float32(device):
     assert scaler.loss_scale == 2.0**127
 
 
+def test_the_defaults_are_those_of_grad_scaler():
+    theirs, ours = torch.amp.GradScaler("cpu"), DynamicLossScaler()
+    assert ours.loss_scale == StaticLossScaler().loss_scale == theirs.get_scale()
+    assert ours.growth_factor == theirs.get_growth_factor()
+    assert ours.backoff_factor == theirs.get_backoff_factor()
+    assert ours.growth_interval == theirs.get_growth_interval()
+
+
 def test_the_schedule_backs_off_at_once_and_grows_after_a_clean_interval():
     scaler = DynamicLossScaler(1024, growth_interval=3)
     seen = []
@@ -144,6 +152,13 @@ def test_a_saved_scaler_goes_on_where_it_stopped():
     other.load_state_dict(scaler.state_dict())
     other.update(finite=True)
     assert other.loss_scale == 128 and scaler.loss_scale == 64
+
+
+def test_a_saved_state_does_not_change_with_the_scaler():
+    scaler = DynamicLossScaler(64)
+    saved = scaler.state_dict()
+    scaler.update(finite=False)
+    assert saved["loss_scale"] == 64
 
 
 def test_the_state_of_another_kind_of_scaler_is_refused():

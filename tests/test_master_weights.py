@@ -76,6 +76,23 @@ def test_gradients_move_to_float32_and_leave_the_parameters():
     assert parameter.eq(0.5).all() and unused.eq(1).all()
 
 
+def test_a_gradient_is_taken_once():
+    parameter = weight()
+    optimizer = Float32Updates([parameter], sgd)
+    parameter.grad = torch.ones_like(parameter)
+    assert len(optimizer.take_gradients()) == 1
+    assert optimizer.take_gradients() == []
+
+
+@pytest.mark.parametrize("rounding", ["nearest-even", "stochastic"])
+def test_a_weight_that_outgrows_its_format_is_infinite(rounding):
+    parameter = weight(65504.0, torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = Float32Updates([parameter], sgd, rounding=rounding, generator=generator)
+    repeat(optimizer, parameter, -60000.0, steps=1)
+    assert parameter.isposinf().all()
+
+
 def test_gradients_can_be_changed_before_the_step():
     parameter = weight()
     optimizer = Float32Updates([parameter], sgd)
@@ -127,6 +144,15 @@ def test_a_saved_state_goes_on_bit_for_bit(rounding):
     repeat(resumed, other, 1e-3, steps=5)
     assert torch.equal(parameter, other)
     assert all(map(torch.equal, optimizer.copies, resumed.copies))
+
+
+def test_without_a_generator_there_is_none_to_save():
+    parameter = weight()
+    optimizer = Float32Updates([parameter], sgd)
+    repeat(optimizer, parameter, 1e-3, steps=1)
+    other = Float32Updates([weight()], sgd)
+    other.load_state_dict(optimizer.state_dict())
+    assert torch.equal(other.copies[0], optimizer.copies[0])
 
 
 def test_no_parameters_are_refused():

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from mpbook import measure
-from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
+from mpbook.measure import (
+    Memory,
+    Spread,
+    Stopwatch,
+    count_bytes,
+    saved_for_backward,
+    state_tensors,
+)
 
 
 def test_bytes_count_each_storage_once():
@@ -43,6 +50,21 @@ def test_autocast_saves_16_bit_activations_and_casts_of_the_weights():
     assert saved() == 2 * (inputs + second_weight)  # the input needs no gradient: first not kept
 
 
+def test_buffers_are_the_models_own_as_weights_are():
+    model = nn.Linear(6, 1, bias=False)
+    model.register_buffer("mask", torch.ones(1, 6))
+    with saved_for_backward(model) as saved:
+        (model.weight * model.mask).sum().backward()
+    assert saved() == 0
+
+
+def test_a_view_that_is_saved_keeps_its_whole_storage():
+    model, x = nn.Linear(6, 1, bias=False), torch.ones(50, 6)
+    with saved_for_backward(model) as saved:
+        (model.weight * x[:1]).sum().backward()
+    assert saved() == 4 * 50 * 6
+
+
 def test_memory_is_the_sum_of_its_parts():
     assert Memory(1, 20, 300, 4000, 50000).total == 54321
 
@@ -55,6 +77,23 @@ def test_the_stopwatch_adds_up_only_what_lies_between_start_and_stop(monkeypatch
     assert watch.stop() == 1.5
     watch.start()
     assert watch.stop() == 3.5
+
+
+def test_the_stopwatch_waits_for_the_device_before_it_reads_the_clock(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: events.append("read") or 0.0)
+    for device in ("cuda", "cpu"):
+        watch = Stopwatch(torch.device(device))
+        watch.start()
+        watch.stop()
+    assert events == ["wait", "read", "wait", "read", "read", "read"]
+
+
+def test_a_spread_is_the_middle_and_the_ends_of_its_readings():
+    odd, even = Spread((2.0, 1.0, 9.0)), Spread((9.0, 1.0, 4.0, 2.0))
+    assert (odd.low, odd.median, odd.high) == (1, 2, 9)
+    assert (even.low, even.median, even.high) == (1, 3, 9)
 
 
 def test_interleaving_takes_turns_and_drops_the_first_round():

@@ -250,8 +250,8 @@ def test_a_block_adds_attention_and_an_mlp_each_after_its_norm() -> None:
 
 def test_a_gpt_is_embeddings_blocks_a_norm_and_the_embedding_again() -> None:
     model = strong(small_gpt())
-    read = tokens(2, 6)
-    x = model.token_embedding.weight[read] + model.position_embedding.weight[:6]
+    read = tokens(2, 12)
+    x = model.token_embedding.weight[read] + model.position_embedding.weight
     for block in model.blocks:
         x = block_by_hand(block, x)
     logits = layer_norm(model.final_norm, x) @ model.token_embedding.weight.T

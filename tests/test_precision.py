@@ -129,8 +129,8 @@ def test_a_precision_is_a_value_that_does_not_change() -> None:
 
 
 def test_a_precision_stands_for_itself() -> None:
-    mine = bf16_true()
-    assert as_precision(mine) is mine
+    for mine in (bf16_true(), Precision("16-mixed", compute_dtype=F16, loss_scale=8.0)):
+        assert as_precision(mine) is mine
     assert as_precision("tf32") is PRECISIONS["tf32"]
 
 

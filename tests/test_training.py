@@ -3,20 +3,22 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from mpbook import training
+from mpbook import checkpoints, training
 from mpbook.data import ByteCorpus, Examples
 from mpbook.device import matmul_emulation
 from mpbook.measure import Memory
 from mpbook.models import GPT, MLP, GPTConfig
 from mpbook.precision import PRECISIONS, Precision, as_precision
-from mpbook.runs import Settings, cross_entropy
-from mpbook.training import autocast, clip, gradient_norm, train
+from mpbook.runs import History, Run, Settings, cross_entropy
+from mpbook.training import autocast, clip, gradient_norm, train, training_step
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 NAMES = ["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
@@ -124,6 +126,26 @@ def test_training_leaves_the_global_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_the_batches_follow_the_seed():
+    options = dict(precision="32-true", steps=3, batch_size=16)
+    first, second = (train(model(), data(), seed=seed, **options) for seed in (1, 2))
+    assert first.losses != second.losses
+
+
+class OneBatch(Examples):
+    """Examples of which every batch is the first few."""
+
+    def sample(self, batch_size, generator):
+        return self.inputs[:batch_size], self.targets[:batch_size]
+
+
+def test_stochastic_rounding_follows_the_seed():
+    examples = OneBatch(data().inputs, data().targets)
+    options = dict(precision=CURES[1], steps=3, batch_size=16)
+    first, again, other = (train(model(), examples, seed=s, **options).model for s in (1, 1, 2))
+    assert same(weights(first), weights(again)) and not same(weights(first), weights(other))
+
+
 def test_dropout_follows_the_seed_and_not_the_global_state():
     runs = []
     for state in (1, 2):
@@ -131,6 +153,13 @@ def test_dropout_follows_the_seed_and_not_the_global_state():
         torch.manual_seed(state)
         runs.append(train(given, data(), precision="32-true", steps=3, seed=9).losses)
     assert runs[0] == runs[1]
+
+
+def test_a_model_in_eval_mode_is_trained_in_training_mode():
+    options = dict(precision="32-true", steps=3, batch_size=16)
+    given = model(0.5).eval()
+    assert train(given, data(), **options).losses == train(model(0.5), data(), **options).losses
+    assert not given.training
 
 
 def test_a_corpus_trains_a_gpt_and_counts_tokens():
@@ -156,6 +185,44 @@ def test_the_loss_function_sees_float32_outputs_outside_autocast():
     for name in NAMES:
         train(model(), data(), precision=name, steps=1, loss=loss, device="cpu")
     assert set(seen) == {(torch.float32, False, torch.int64)}
+
+
+def test_the_model_sees_inputs_in_the_dtype_of_its_parameters():
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, inputs):
+            seen.append((inputs.dtype, self.weight.dtype))
+            return super().forward(inputs)
+
+    for name in NAMES:
+        train(Spy(12, 3), data(), precision=name, steps=1, device="cpu")
+    assert {inputs for inputs, _ in seen} == {torch.float32, torch.bfloat16}
+    assert all(inputs == parameters for inputs, parameters in seen)
+
+
+def test_the_gradients_of_every_parameter_group_count():
+    def make(parameters):
+        return torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)
+
+    options = dict(precision="16-mixed", steps=4, batch_size=16, clip_norm=0.5)
+    grouped = train(model(), data(), optimizer=make, **options)
+    plain = train(model(), data(), optimizer="sgd", learning_rate=0.1, **options)
+    assert grouped.gradient_norms == plain.gradient_norms and grouped.losses == plain.losses
+
+
+class Spare(nn.Linear):
+    """A layer with a parameter that its output does not depend on."""
+
+    def __init__(self):
+        super().__init__(12, 3)
+        self.spare = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", CURES[0]], ids=str)
+def test_a_parameter_without_a_gradient_stays_as_it_is(precision):
+    run = train(Spare(), data(), precision=precision, steps=2, clip_norm=1.0)
+    assert run.model.spare.tolist() == [1, 1] and run.skipped_steps == []
 
 
 def test_a_function_may_build_the_optimizer_and_bring_its_rate():
@@ -217,6 +284,22 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_noted():
     assert all(map(math.isfinite, run.losses))
 
 
+def test_a_static_scale_outlasts_its_overflows():
+    huge = replace(PRECISIONS["16-mixed"], loss_scale=2.0**40)
+    run = train(model(), data(), precision=huge, steps=3, batch_size=16)
+    assert run.loss_scales == [2.0**40] * 3
+
+
+def test_the_dynamic_scale_is_halved_by_every_overflow():
+    def loud(outputs, targets):
+        return 1024 * cross_entropy(outputs, targets)
+
+    run = train(model(), data(), precision="16-mixed", steps=12, batch_size=16, loss=loud)
+    skipped = len(run.skipped_steps)
+    assert 1 < skipped < 12 and run.skipped_steps == list(range(skipped))
+    assert run.loss_scales == [2.0 ** (16 - min(step, skipped)) for step in range(12)]
+
+
 def test_the_dynamic_scale_grows_after_its_interval():
     run = train(
         model(), data(), precision="16-mixed", steps=7, batch_size=16, loss_scale_growth_interval=3
@@ -245,6 +328,18 @@ def test_clipping_leaves_short_gradients_alone():
     assert [g.item() for g in gradients] == pytest.approx([0.6, 0.8])
 
 
+@pytest.mark.parametrize("largest", [1e-6, 0.5, 100.0])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0])
+def test_clipping_equals_torchs(size, largest):
+    parameters = [nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2, 3))]
+    for parameter in parameters:
+        parameter.grad = size * torch.arange(parameter.numel()).view_as(parameter).float()
+    ours = [p.grad.clone() for p in parameters]
+    clip(ours, gradient_norm(ours), largest)
+    nn.utils.clip_grad_norm_(parameters, largest)
+    assert same(ours, [p.grad for p in parameters])
+
+
 def test_the_norm_of_16_bit_gradients_is_computed_in_float32():
     gradients = [torch.full((4,), 60000.0, dtype=torch.float16)]
     assert gradient_norm(gradients).item() == 120000
@@ -260,6 +355,22 @@ def test_native_float16_adamw_is_nan_after_one_step_and_the_run_stops_when_asked
     assert train(model(), data(), **options).steps == 10
 
 
+def test_a_run_stops_at_an_infinite_loss_too_when_asked():
+    def infinite(outputs, targets):
+        return math.inf * cross_entropy(outputs, targets)
+
+    run = train(model(), data(), precision="32-true", steps=3, loss=infinite, stop_on_nan=True)
+    assert run.stopped_on_nan and run.losses == [math.inf]
+
+
+def test_a_loss_does_not_keep_the_graph_that_it_came_from():
+    settings, cpu = Settings(steps=1), torch.device("cpu")
+    trainer = training._prepare(model(), PRECISIONS["32-true"], settings, cpu, False)
+    inputs, targets = data().sample(16, trainer.generator)
+    loss, norm, _ = training_step(trainer, inputs, targets)
+    assert not loss.requires_grad and not norm.requires_grad
+
+
 # --- validation, memory, time -----------------------------------------------------------------
 
 
@@ -272,6 +383,17 @@ def test_validation_is_the_mean_over_all_held_out_examples_in_eval_mode():
     logits = run.model.eval()(held_out.validation_inputs)
     expected = nn.functional.cross_entropy(logits, held_out.validation_targets).item()
     assert run.validation_loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_keeps_no_graph():
+    graphs = []
+
+    def loss(outputs, targets):
+        graphs.append(outputs.requires_grad)
+        return cross_entropy(outputs, targets)
+
+    train(model(), data(), precision="32-true", steps=2, loss=loss)
+    assert graphs == [True, True, False]
 
 
 def test_validation_does_not_change_the_run():
@@ -311,11 +433,55 @@ def test_16_bit_activations_take_half_the_memory_of_float32_ones():
     assert half.saved_for_backward < mixed.saved_for_backward < full.saved_for_backward
 
 
+def test_a_skipped_first_step_does_not_hide_the_optimizers_state():
+    half = Precision("p", compute_dtype=torch.float16, loss_scale="dynamic")
+    options = dict(steps=30, batch_size=16, device="cpu", optimizer="adam")
+    huge = Examples(data().inputs * 3000, data().targets)  # overflows at the first scales
+    run = train(model(), huge, precision=half, **options)
+    assert run.skipped_steps[:1] == [0] and len(run.skipped_steps) < 30
+    full = train(model(), data(), precision="32-true", **options)
+    assert run.memory.optimizer_state == full.memory.optimizer_state > 0
+
+
+@pytest.mark.parametrize(("precision", "moves"), [("bf16-true", False), (CURES[0], True)], ids=str)
+def test_a_master_copy_lives_from_step_to_step(precision, moves):
+    given = nn.Linear(12, 3)
+    nn.init.constant_(given.weight, 1.0)
+    run = train(given, data(), precision=precision, steps=20, learning_rate=1e-3)
+    changed = run.model.weight != 1  # Adam moves by 1/1000 a step, bfloat16 below 1 by 1/256
+    assert bool(changed.any()) == moves
+
+
+@pytest.mark.parametrize(("precision", "keep"), [(CURES[0], "master_copy"), (CURES[1], "nothing")])
+def test_only_a_master_copy_is_kept(precision, keep):
+    cpu = torch.device("cpu")
+    trainer = training._prepare(model(), precision, Settings(steps=1), cpu, False)
+    assert (trainer.optimizer.keep, trainer.optimizer.rounding) == (keep, precision.update_rounding)
+
+
 def test_master_copies_are_counted():
     memory = train(model(), data(), precision=CURES[0], steps=1, device="cpu").memory
     assert memory.master_copies == 2 * memory.parameters
     assert memory.gradients == 2 * memory.parameters  # moved to the float32 copies
     assert memory.optimizer_state > 4 * memory.parameters
+
+
+def test_a_compiled_model_is_called_and_not_hooked(monkeypatch):
+    calls = []
+
+    def compile(module):
+        return lambda inputs: calls.append(len(inputs)) or module(inputs)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    options = dict(precision="32-true", steps=2, batch_size=16, device="cpu")
+    run = train(model(), data(), compile=True, **options)
+    assert calls == [16, 16, 16]  # the last one validates
+    assert run.losses == train(model(), data(), **options).losses
+    assert run.memory.saved_for_backward == 0
+
+
+def test_a_run_of_one_step_has_no_throughput():
+    assert math.isnan(train(model(), data(), precision="32-true", steps=1).items_per_second)
 
 
 def test_the_clock_leaves_out_the_first_step_and_validation(monkeypatch):
@@ -367,6 +533,69 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(precision, device, tmp_
     assert same(weights(resumed.model), weights(whole.model))
 
 
+def test_a_resumed_run_remembers_its_skipped_steps(tmp_path):
+    huge = replace(PRECISIONS["16-mixed"], loss_scale=2.0**40)
+    options = dict(precision=huge, batch_size=16)
+    train(model(), data(), steps=2, save_to=tmp_path / "run.pt", **options)
+    resumed = train(model(), data(), steps=4, resume_from=tmp_path / "run.pt", **options)
+    assert resumed.skipped_steps == [0, 1, 2, 3]
+
+
+def test_a_resumed_run_adds_its_time_and_counts_its_memory(tmp_path, monkeypatch):
+    seconds = iter([2.0, 3.0])
+    watches = []
+
+    class Clock(training.Stopwatch):
+        def start(self):
+            watches.append(self)
+
+        def stop(self):
+            return next(seconds)
+
+    monkeypatch.setattr(training, "Stopwatch", Clock)
+    options = dict(precision="32-true", batch_size=10)
+    first = train(model(), data(), steps=2, save_to=tmp_path / "run.pt", **options)
+    resumed = train(model(), data(), steps=6, resume_from=tmp_path / "run.pt", **options)
+    assert (first.seconds, resumed.seconds) == (2, 5) and len(watches) == 2
+    assert resumed.items_per_second == 3 * 10 / 3.0  # without the first of its four steps
+    assert resumed.memory == first.memory != Memory()
+
+
+def test_progress_counts_the_steps(monkeypatch):
+    made = []
+
+    class Line(training.Progress):
+        def update(self, done, note=""):
+            made.append((self.total, done))
+
+    monkeypatch.setattr(training, "Progress", Line)
+    train(model(), data(), precision="32-true", steps=3, batch_size=16)
+    assert made == [(3, 1), (3, 2), (3, 3)]
+
+
+def test_progress_of_a_resumed_run_counts_the_steps_that_are_left(tmp_path, monkeypatch):
+    path, options = tmp_path / "run.pt", dict(precision="32-true", batch_size=16)
+    train(model(), data(), steps=3, save_to=path, **options)
+    made = []
+
+    class Line(training.Progress):
+        def update(self, done, note=""):
+            made.append((self.total, done))
+
+    monkeypatch.setattr(training, "Progress", Line)
+    train(model(), data(), steps=5, resume_from=path, **options)
+    assert made == [(2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("every", "saved"), [(4, [4, 8, 10]), (5, [5, 10]), (None, [10])])
+def test_a_checkpoint_is_kept_every_so_many_steps_and_at_the_end(every, saved, monkeypatch):
+    steps = []
+    monkeypatch.setattr(training, "_save", lambda path, trainer, run: steps.append(run.steps))
+    options = dict(save_to="run.pt", save_every=every, batch_size=16)
+    train(model(), data(), precision="32-true", steps=10, **options)
+    assert steps == saved
+
+
 def test_a_run_killed_in_mid_run_goes_on_from_its_last_checkpoint(tmp_path):
     path = tmp_path / "run.pt"
     options = dict(precision="16-mixed", steps=12, decay="cosine", warmup_steps=2, batch_size=16)
@@ -395,6 +624,30 @@ def test_a_run_killed_in_mid_run_goes_on_from_its_last_checkpoint(tmp_path):
     assert resumed.seconds > 0
 
 
+def test_a_checkpoint_in_mid_run_holds_the_time_so_far(tmp_path, monkeypatch):
+    class Clock(training.Stopwatch):
+        def start(self):
+            pass
+
+        def stop(self):
+            self.seconds += 1.5
+            return self.seconds
+
+    saved = []
+    monkeypatch.setattr(training, "Stopwatch", Clock)
+    monkeypatch.setattr(training, "_save", lambda path, trainer, run: saved.append(run.seconds))
+    options = dict(save_to=tmp_path / "run.pt", save_every=2, batch_size=16)
+    run = train(model(), data(), precision="32-true", steps=6, **options)
+    assert saved == [1.5, 3.0, 4.5] and run.seconds == 4.5
+
+
+def test_a_run_that_stops_on_nan_keeps_its_last_good_checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    options = dict(precision="16-true", save_to=path, save_every=1, batch_size=16)
+    run = train(model(), data(), steps=9, stop_on_nan=True, **options)
+    assert run.steps == 2 and checkpoints.load(path)["run"]["losses"] == run.losses[:1]
+
+
 def test_saving_does_not_change_the_run(tmp_path):
     options = dict(precision="bf16-true", steps=6, batch_size=16)
     saved = train(model(), data(), save_to=tmp_path / "a.pt", save_every=2, **options)
@@ -417,6 +670,17 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
     train(**options, save_to=path)
     with pytest.raises(ValueError, match=message):
         train(**{**options, "steps": 6, **change}, resume_from=path)
+
+
+def test_a_model_of_another_shape_and_the_same_size_is_refused(tmp_path):
+    options, path = dict(precision="32-true", batch_size=16), tmp_path / "run.pt"
+    train(
+        nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 12)), data(), steps=1, save_to=path, **options
+    )
+    other = nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 12))
+    other[1].weight = nn.Parameter(torch.zeros(6, 6))
+    with pytest.raises(ValueError, match=r"another model: 1\.weight was"):
+        train(other, data(), steps=2, resume_from=path, **options)
 
 
 def test_with_a_decay_the_number_of_steps_belongs_to_the_run(tmp_path):
@@ -457,6 +721,58 @@ def test_tf32_is_switched_on_for_its_run_alone():
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
+@pytest.mark.parametrize("before", [(True, False), (False, True)])
+def test_tf32_is_set_back_even_if_the_run_fails(before):
+    def loss(outputs, targets):
+        raise KeyError("stop")
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    found = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+        train(model(), data(), precision="32-true", steps=1, device="cpu")
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+        with pytest.raises(KeyError, match="stop"):
+            train(model(), data(), precision="32-true", steps=1, loss=loss, device="cpu")
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = found
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_determinism_is_asked_for_and_set_back(before, warn_only, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    try:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        with training._deterministic():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == before
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_run_as_the_device_emulates_them(name, monkeypatch):
+    active, seen = [], []
+
+    @contextmanager
+    def emulation(dtype, device):
+        active.append((dtype, device.type))
+        yield
+        active.pop()
+
+    def loss(outputs, targets):
+        seen.extend(active)
+        return cross_entropy(outputs, targets)
+
+    monkeypatch.setattr(training, "matmul_emulation", emulation)
+    train(model(), data(), precision=name, steps=1, loss=loss, device="cpu")
+    assert set(seen) == {(PRECISIONS[name].compute_dtype, "cpu")} and active == []
+
+
 def test_autocast_is_on_only_for_mixed_precision():
     cpu = torch.device("cpu")
     x = torch.ones(2, 2)
@@ -479,12 +795,57 @@ def test_a_run_prints_as_one_line():
         assert part in text
 
 
+def bare_run(**parts) -> Run:
+    config = dict(model="MLP", parameters=12345, item="token")
+    return Run(PRECISIONS["16-mixed"], config, **parts)
+
+
+def test_every_number_of_a_printed_run_is_in_its_place():
+    run = bare_run(
+        losses=[4.0, 0.5], skipped_steps=[5, 9, 11], validation_losses=[(1, 0.25), (2, 0.75)],
+        seconds=12.34, items_per_second=9876.5, peak_memory_bytes=3_250_000,
+    )  # fmt: skip
+    assert repr(run) == (
+        "Run(16-mixed, MLP of 12,345 parameters, 2 steps, loss 4.000 to 0.500, validation 0.750, "
+        "3 skipped, 12.3 s, 9,876 tokens/s, 3.2 MB)"
+    )
+    assert run.validation_loss == 0.75 and run.tokens_per_second == 9876.5
+
+
+def test_a_run_without_a_step_prints_too():
+    assert "0 steps, no step, validation nan" in repr(bare_run())
+
+
+def test_history_goes_to_the_run_a_hundred_steps_at_a_time():
+    run = bare_run()
+    history = History(run)
+    for step in range(250):
+        history.add(torch.tensor(step), torch.tensor(-step), step + 0.5, updated=step % 60 > 0)
+        assert run.steps == len(run.gradient_norms) == (step + 1) // 100 * 100
+    history.flush()
+    history.flush()
+    assert run.losses == list(range(250))
+    assert run.gradient_norms == [-step for step in range(250)]
+    assert run.loss_scales == [step + 0.5 for step in range(250)]
+    assert run.skipped_steps == [0, 60, 120, 180, 240]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+def test_cross_entropy_is_the_mean_over_all_positions(shape):
+    logits, targets = torch.randn(*shape, 7), torch.randint(7, shape)
+    pairs = zip(logits.view(-1, 7), targets.view(-1), strict=True)
+    each = [-row.log_softmax(-1)[target] for row, target in pairs]
+    torch.testing.assert_close(cross_entropy(logits, targets), torch.stack(each).mean())
+
+
 def test_the_loss_of_a_run_is_the_mean_of_its_last_tenth():
     run = train(model(), data(), precision="32-true", steps=2)
     run.losses = [100.0] * 18 + [1.0, 2.0]
     assert run.loss == 1.5
     run.losses = [7.0, 3.0]
     assert run.loss == 3.0
+    run.losses = [9.0] * 14 + [2.0]
+    assert run.loss == 2.0
 
 
 def test_the_config_says_everything_and_is_plain_json():
@@ -498,12 +859,22 @@ def test_the_config_says_everything_and_is_plain_json():
     assert settings["loss"] == "cross_entropy"
 
 
+def test_the_config_names_every_setting_and_functions_that_have_no_name():
+    loss = partial(nn.functional.cross_entropy, label_smoothing=0.1)
+    settings = Settings(steps=1, loss=loss).as_dict()
+    assert set(settings) == {field.name for field in fields(Settings)}
+    assert settings["loss"] == "partial" and settings["momentum"] == 0.0
+
+
 def test_a_run_plots_its_loss_norm_and_loss_scale():
     run = train(model(), data(), precision="16-mixed", steps=4)
     titles = [axis.get_title() for axis in run.plot().axes]
     assert titles == ["loss", "gradient norm", "loss scale"]
     drawn = [axis.get_lines()[0].get_ydata().tolist() for axis in run.plot().axes]
     assert drawn == [run.losses, run.gradient_norms, run.loss_scales]
+    assert [axis.get_yscale() for axis in run.plot().axes] == ["linear", "linear", "log"]
+    static = replace(PRECISIONS["16-mixed"], loss_scale=8.0)
+    assert len(train(model(), data(), precision=static, steps=2).plot().axes) == 3
     assert len(train(model(), data(), precision="32-true", steps=2).plot().axes) == 2
 
 
@@ -524,11 +895,15 @@ def test_memory_is_a_plain_record():
         (dict(validate_every=0), ValueError, "validate_every=0"),
         (dict(learning_rate=0.0), ValueError, "learning_rate=0.0"),
         (dict(learning_rate=math.nan), ValueError, "learning_rate=nan"),
+        (dict(learning_rate=math.inf), ValueError, "learning_rate=inf"),
         (dict(clip_norm=0.0), ValueError, "clip_norm=0.0"),
+        (dict(clip_norm=math.nan), ValueError, "clip_norm=nan"),
         (dict(warmup_steps=-1), ValueError, "warmup_steps=-1"),
         (dict(decay="exp"), ValueError, "decay='exp'"),
         (dict(optimizer="adagrad"), ValueError, 'optimizer="adagrad"'),
-        (dict(save_every=5), ValueError, "needs save_to"),
+        (dict(save_every=5), ValueError, "save_every=5: expected at least 1, and save_to"),
+        (dict(save_every=0, save_to="x"), ValueError, "save_every=0"),
+        (dict(save_every=0), ValueError, "save_every=0"),
         (dict(device="tpu"), ValueError, "tpu"),
         (dict(device="meta"), ValueError, 'expected "cpu" or "cuda"'),
         (dict(learning_rat=0.1), TypeError, "learning_rat"),

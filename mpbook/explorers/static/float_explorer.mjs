@@ -150,11 +150,20 @@ export function textOf(x) {
   return Math.abs(x) < 1e-3 ? x.toExponential() : String(x);
 }
 
-// Reads 0.1, 1e-8, inf, nan, 1/3 and 2^-24; null for anything else.
+const tidy = (text) => text.toLowerCase().replaceAll("−", "-").replace(/[\s_]/g, "");
+
+// Reads 0.1, 1e-8, inf, nan, 1/3 and 2^-24; null for anything else, and beyond the range of doubles.
 export function parseNumber(text) {
-  const t = text.toLowerCase().replaceAll("−", "-").replace(/[\s_]/g, "");
+  const t = tidy(text);
   if (/^[+-]?nan$/.test(t)) return NaN;
   if (/^[+-]?inf(inity)?$/.test(t)) return t.startsWith("-") ? -Infinity : Infinity;
+  const x = evaluate(t);
+  const vanished = x === 0 && /^[^e/]*[1-9]/.test(t);
+  return Number.isFinite(x) && !vanished ? x : null;
+}
+
+// A number, a quotient or a power of two as it comes out in doubles, so 1e400 is infinite.
+function evaluate(t) {
   const power = t.match(/^([+-]?)2(?:\^|\*\*)([+-]?\d+)$/);
   if (power) return (power[1] === "-" ? -1 : 1) * 2 ** Number(power[2]);
   const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/;
@@ -163,15 +172,23 @@ export function parseNumber(text) {
   return Number(parts[0]) / Number(parts[1] ?? 1);
 }
 
-// Every digit of a double, which is a whole number times a power of two, and so ends.
-export function exactDecimal(x) {
+// What to type instead of a text that parseNumber does not read.
+function adviceOn(text) {
+  if (text.includes(",")) return "Use a point for decimals, as in 1.5, and nothing between thousands.";
+  if (evaluate(tidy(text)) === null) return "Not a number yet. Write 0.1, 1e-8, 1/3, 2^-24, inf or nan.";
+  return "Out of reach: doubles go from 4.9e-324 to 1.8e308. Write a number in between, 0 or inf.";
+}
+
+// Every digit of a double, which is a whole number times a power of two, and so ends; or the first ones.
+export function exactDecimal(x, most = Infinity) {
   if (!Number.isFinite(x) || x === 0) return textOf(x);
   const power = Math.max(floorLog2(Math.abs(x)), -1022) - 52;
   const significand = power < 0 ? BigInt(Math.abs(x) / 2 ** power) : BigInt(Math.abs(x));
   const allDigits = String(power < 0 ? significand * 5n ** BigInt(-power) : significand);
   const exponent = allDigits.length - 1 + Math.min(power, 0);
   const digits = allDigits.replace(/0+$/, "");
-  return (x < 0 ? "-" : "") + placePoint(digits, exponent);
+  const kept = exponent > 20 ? most : Math.max(most, exponent + 1); // whole digits are never cut
+  return (x < 0 ? "-" : "") + placePoint(digits.length > kept ? digits.slice(0, kept) + "…" : digits, exponent);
 }
 
 function placePoint(digits, exponent) {
@@ -216,7 +233,7 @@ function setOptions(select, options, chosen) {
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
-// --- Parts. Each is {el, draw(s)}, where s = {value, f, code, overflow, rule, rounded} -----------
+// --- Parts. Each is {el, draw(s)}, where s = {value, f, code, overflow, rule, rounded, moved} ----
 
 const PRESETS = ["0.1", "1/3", "448", "65504", "65520", "6e-5", "1e-8"];
 const OVERFLOW_NAMES = { inf: "to infinity", saturate: "saturate at max", nan: "to NaN" };
@@ -235,11 +252,11 @@ function controls(act, formats) {
   }
   function complain(text) {
     problem.textContent = text;
-    number.setAttribute("aria-invalid", String(text !== ""));
+    number.setAttribute("aria-invalid", String(parseNumber(number.value) === null)); // dims what is shown
   }
   number.addEventListener("input", () => {
     const value = parseNumber(number.value);
-    if (value === null) complain("Not a number yet. Write 0.1, 1e-8, 1/3, 2^-24, inf or nan.");
+    if (value === null) complain(adviceOn(number.value));
     else act.value(value);
   });
   const custom = customFormat(act);
@@ -252,8 +269,8 @@ function controls(act, formats) {
       custom.el, problem),
     draw(s) {
       current = s.f;
-      complain("");
       if (!Object.is(parseNumber(number.value), s.value)) number.value = textOf(s.value);
+      complain("");
       const own = formats.some((f) => f.name === s.f.name) ? "custom" : s.f.name;
       setOptions(format, [...formats.map((f) => [f.name, f.name]), [own, own === "custom" ? "custom…" : own]], s.f.name);
       const rules = Object.keys(OVERFLOW_NAMES).filter((rule) => usableOverflow(rule, s.f) === rule);
@@ -419,14 +436,18 @@ function formula({ f, code, rounded }) {
   return line;
 }
 
+const DIGITS = 17; // as many as tell doubles apart
+
 function facts(act) {
   const live = h("output", { class: "mp-live", "aria-live": "polite" });
   const value = h("strong", { class: "mp-value" });
-  const kind = h("span", { class: "mp-kind" });
+  const badge = h("span", { class: "mp-kind" });
+  const full = h("span", { class: "mp-value" });
+  const allDigits = h("details", { class: "mp-digits" }, h("summary", {}, "all digits"), full);
   const how = h("div", { class: "mp-formula" });
   const cells = {};
   const entry = (name) => h("div", {}, h("dt", {}, name), (cells[name] = h("dd")));
-  const step = (name) => button("", () => act.value(cells[name].target), { class: "mp-step" });
+  const step = (name) => button("", () => act.step(cells[name].target), { class: "mp-step" });
   const below = step("below"), above = step("above");
 
   function neighbour(name, control, value, arrow) {
@@ -437,38 +458,54 @@ function facts(act) {
   }
   return {
     el: h("div", { class: "mp-facts" },
-      h("div", { class: "mp-result" }, value, " ", kind), how,
+      h("div", { class: "mp-result" }, value, " ", badge, " ", allDigits), how,
       h("dl", {}, ...["below", "above", "one ulp", "rounding error", "relative error", "code"].map(entry)), live),
     draw(s) {
-      const error = s.rounded - s.value;
-      const type = classify(s.code, s.f);
-      value.textContent = typeset(exactDecimal(s.rounded));
-      kind.textContent = type;
+      const judged = verdict(s.value, s.code, s.f);
+      value.textContent = typeset(exactDecimal(s.rounded, DIGITS));
+      full.textContent = typeset(exactDecimal(s.rounded));
+      allDigits.hidden = full.textContent === value.textContent;
+      badge.textContent = judged;
+      badge.hidden = judged === "";
       how.replaceChildren(formula(s));
       const [low, high] = Number.isNaN(s.rounded) ? [null, null] : neighbours(s.rounded, s.f);
       neighbour("below", below, low, (text) => `◂ ${text}`);
       neighbour("above", above, high, (text) => `${text} ▸`);
       cells["one ulp"].textContent = Number.isFinite(s.rounded) ? short(ulp(s.rounded, s.f)) : "none";
-      cells["rounding error"].textContent = errorText(s.value, s.rounded);
+      cells["rounding error"].textContent = errorText(s.rounded - s.value);
       cells["relative error"].textContent = relativeText(s.value, s.rounded);
+      cells.code.previousSibling.textContent = `${width(s.f)}-bit code`;
       cells.code.textContent = "0x" + s.code.toString(16).toUpperCase().padStart(Math.ceil(width(s.f) / 4), "0");
-      const from = error === 0 || Object.is(s.value, s.rounded) ? "exact" : `rounded from ${short(s.value, 9)}`;
-      const said = `${s.f.name}: ${short(s.rounded, 12)}, ${type}, ${from}`;
+      const from = judged === "" || Object.is(s.value, s.rounded) ? "" : `from ${short(s.value, 9)}`;
+      const said = `${s.f.name}: ${[short(s.rounded, 12), judged, from].filter(Boolean).join(", ")}`;
       if (live.textContent !== said) live.textContent = said;
     },
   };
 }
 
-function errorText(value, rounded) {
-  if (Object.is(value, rounded) || rounded === value) return "0, exact";
-  const error = rounded - value;
-  return Number.isFinite(error) ? signed(error, 3) : "not finite";
+function errorText(error) {
+  if (error === 0) return "0";
+  return Number.isFinite(error) ? signed(error, 3) : "—";
 }
 
 function relativeText(value, rounded) {
-  if (Object.is(value, rounded) || rounded === value) return "0";
-  const relative = Math.abs((rounded - value) / value);
+  const error = rounded - value;
+  const relative = error === 0 ? 0 : Math.abs(error / value);
   return Number.isFinite(relative) ? short(relative, 3) : "—";
+}
+
+// What became of a number, in a word or two; nothing became of NaN.
+function verdict(value, code, f) {
+  if (Number.isNaN(value)) return "";
+  const rounded = decode(code, f);
+  const kind = classify(code, f) === "subnormal" ? "subnormal, " : "";
+  if (Object.is(value, rounded)) return `${kind}exact`;
+  if (value < 0 && !f.signed) return "no sign";
+  if (overflows(value, f)) return Number.isFinite(value) ? "overflow" : "no infinity";
+  if (value === 0) return rounded === 0 ? "no −0" : "no zero";
+  if (rounded === 0) return "underflow";
+  if (!f.subnormals && Math.abs(value) < decode(0, f) / 1.5) return "too small";
+  return `${kind}rounded`;
 }
 
 // --- The number line ------------------------------------------------------------------------------
@@ -488,19 +525,18 @@ function mapping(scale, f) {
   };
 }
 
-function wholeView(map, f) {
-  const end = map.to(largest(f)) * 1.12;
-  return [f.signed ? -end : 0, end];
+function wholeView(map, { f, value }) {
+  const typed = Number.isFinite(value) ? value : 0;
+  const end = map.to(Math.max(largest(f), Math.abs(typed))) * 1.12;
+  return [f.signed || typed < 0 ? -end : 0, end];
 }
 
 // A dozen numbers around the rounded one; wider where the number typed lies far from it.
-function nearView(map, s) {
-  const f = s.f;
+function nearView(s) {
   const anchor = anchorOf(s);
-  const gap = map.to(anchor + ulp(anchor, f)) - map.to(anchor);
-  const distance = Number.isFinite(s.value) ? Math.abs(map.to(s.value) - map.to(anchor)) : 0;
-  const half = Math.max(6 * gap, 1.6 * distance);
-  return [map.to(anchor) - half, map.to(anchor) + half];
+  const distance = Number.isFinite(s.value) ? Math.abs(s.value - anchor) : 0;
+  const half = Math.max(6 * ulp(anchor, s.f), 1.6 * distance);
+  return [anchor - half, anchor + half];
 }
 
 function anchorOf({ rounded, value, f }) {
@@ -515,25 +551,25 @@ function numberLine(act) {
     class: "mp-stage", tabindex: 0, role: "group",
     "aria-label": "Number line: plus and minus zoom, arrow keys pan, 0 goes to the number, w shows the whole range",
   }, svg);
-  const scaleSelect = h("select", { onchange: () => { scale = scaleSelect.value; reset(scale === "linear" ? "near" : "whole"); } });
-  setOptions(scaleSelect, [["linear", "linear"], ["log", "logarithmic"]], "linear");
-  let scale = "linear", view = null, state = null, shown = "", pixels = 640;
+  let scale = "linear", view = null, state = null, pixels = 640;
 
   const map = () => mapping(scale, state.f);
   const x = (value) => ((map().to(value) - view[0]) / (view[1] - view[0])) * pixels;
   const valueAt = (px) => map().from(view[0] + (px / pixels) * (view[1] - view[0]));
 
-  function reset(kind) {
-    view = kind === "near" ? nearView(map(), state) : wholeView(map(), state.f);
+  // The number and a dozen around it, linear; or all there is, logarithmic.
+  const home = () => (scale === "linear" ? nearView(state) : wholeView(map(), state));
+  function go(newScale) {
+    scale = newScale;
+    view = home();
     paint();
   }
   // Between one number on the screen, or what doubles can tell apart, and all there is to see.
   function zoomLimits(centre) {
-    const [low, high] = wholeView(map(), state.f);
-    const typed = Number.isFinite(state.value) ? Math.abs(map().to(state.value)) : 0;
+    const [low, high] = wholeView(map(), state);
     const middle = map().from(centre);
     const gap = map().to(middle + ulp(middle, state.f)) - map().to(middle);
-    return [Math.max(1.5 * gap, 1e-11 * Math.abs(centre)), Math.max(2 * (high - low), 4 * typed)];
+    return [Math.max(1.5 * gap, 1e-11 * Math.abs(centre)), 2 * (high - low)];
   }
   function zoom(factor, px = pixels / 2) {
     const fixed = view[0] + (px / pixels) * (view[1] - view[0]);
@@ -554,11 +590,19 @@ function numberLine(act) {
   function paint() {
     svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
     svg.setAttribute("aria-label", `Number line from ${short(valueAt(0))} to ${short(valueAt(pixels))}, ${scale}`);
-    const picture = { s: state, x, valueAt, pixels, scale, view, map: map() };
+    const picture = { s: state, x, valueAt, pixels, scale, view };
     svg.replaceChildren(...zones(picture), ...representable(picture), ...axis(picture), ...markers(picture));
   }
 
-  listenToStage(stage, { zoom, pan, reset, place: (px) => act.value(rounded(px)), pixels: () => pixels });
+  function lost() {
+    const anchor = anchorOf(state);
+    const px = x(anchor);
+    const typed = Number.isFinite(state.value) ? x(state.value) : px;
+    const gap = Math.abs(x(anchor + ulp(anchor, state.f)) - px);
+    return !(px > 0 && px < pixels && typed > 0 && typed < pixels && gap < pixels / 2);
+  }
+
+  listenToStage(stage, { zoom, pan, go, place: (px) => act.step(rounded(px)), pixels: () => pixels });
   // As many digits as tell one pixel from the next.
   function rounded(px) {
     const value = valueAt(px);
@@ -571,9 +615,9 @@ function numberLine(act) {
     button("+", () => zoom(0.5), { "aria-label": "zoom in" }),
     button("◂", () => pan(-0.25), { "aria-label": "pan left" }),
     button("▸", () => pan(0.25), { "aria-label": "pan right" }),
-    button("the number", () => reset("near")), button("all", () => reset("whole"), { "aria-label": "show the whole range" }),
-    labelled("Scale", scaleSelect));
-  const hint = h("p", { class: "mp-hint" }, "Drag to pan, scroll or + and − to zoom, click to put the number there.");
+    button("the number", () => go("linear")),
+    button("all", () => go("logarithmic"), { "aria-label": "show the whole range, logarithmic" }));
+  const hint = h("p", { class: "mp-hint" }, "Drag to pan, + and − or Ctrl and scroll to zoom, click to put the number there.");
 
   return {
     el: h("div", { class: "mp-line" }, stage, tools, hint),
@@ -583,13 +627,7 @@ function numberLine(act) {
     },
     draw(s) {
       state = s;
-      const key = JSON.stringify(s.f);
-      const px = view && key === shown ? x(anchorOf(s)) : NaN;
-      const gap = view ? Math.abs(x(anchorOf(s) + ulp(anchorOf(s), s.f)) - px) : 0;
-      const typed = view && Number.isFinite(s.value) ? x(s.value) : px;
-      const lost = !(px > 0 && px < pixels && typed > 0 && typed < pixels && gap < pixels / 2);
-      if (lost) view = scale === "linear" || key === shown ? nearView(map(), s) : wholeView(map(), s.f);
-      shown = key;
+      if (s.moved || lost()) view = home();
       paint();
     },
   };
@@ -598,7 +636,6 @@ function numberLine(act) {
 function listenToStage(stage, act) {
   let grabbed = null;
   let moved = false;
-  let armed = false; // the wheel zooms only for a pointer that came here on purpose, not by scrolling
   const at = (event) => event.clientX - stage.getBoundingClientRect().left;
 
   stage.addEventListener("pointerdown", (event) => {
@@ -608,7 +645,6 @@ function listenToStage(stage, act) {
     stage.setPointerCapture(event.pointerId);
   });
   stage.addEventListener("pointermove", (event) => {
-    armed = true;
     if (grabbed === null) return;
     const px = at(event);
     if (!moved && Math.abs(px - grabbed) < 4) return;
@@ -621,16 +657,16 @@ function listenToStage(stage, act) {
     grabbed = null;
   });
   stage.addEventListener("pointercancel", () => { grabbed = null; });
-  stage.addEventListener("pointerleave", () => { armed = false; });
   stage.addEventListener("wheel", (event) => {
-    const here = armed || event.ctrlKey || stage === document.activeElement;
-    if (here && act.zoom(1.0015 ** clamp(event.deltaY, -400, 400), at(event))) event.preventDefault();
+    if (!event.ctrlKey && stage !== document.activeElement) return; // the page scrolls on
+    const zoomed = act.zoom(1.0015 ** clamp(event.deltaY, -400, 400), at(event));
+    if (zoomed || event.ctrlKey) event.preventDefault(); // Ctrl would zoom the page
   }, { passive: false });
   stage.addEventListener("keydown", (event) => {
     const action = {
       "+": () => act.zoom(0.5), "=": () => act.zoom(0.5), "-": () => act.zoom(2), "_": () => act.zoom(2),
       ArrowLeft: () => act.pan(-0.1), ArrowRight: () => act.pan(0.1),
-      0: () => act.reset("near"), w: () => act.reset("whole"),
+      0: () => act.go("linear"), w: () => act.go("logarithmic"),
     }[event.key];
     if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -791,18 +827,7 @@ function inFormat(value, f, overflow) {
   if (!hasNaN(f) && (Number.isNaN(value) || (value < 0 && !f.signed))) return ["—", "—", Number.isNaN(value) ? "no NaN" : "no sign"];
   const code = encode(value, f, usableOverflow(overflow, f));
   const rounded = decode(code, f);
-  return [short(rounded), relativeText(value, rounded), noteOn(value, code, f)];
-}
-
-function noteOn(value, code, f) {
-  const rounded = decode(code, f);
-  if (Number.isNaN(value) || Object.is(value, rounded)) return classify(code, f) === "subnormal" ? "subnormal" : "exact";
-  if (value < 0 && !f.signed) return "no sign";
-  if (overflows(value, f)) return Number.isFinite(value) ? "overflow" : "no infinity";
-  if (value === 0) return rounded === 0 ? "no −0" : "no zero";
-  if (rounded === 0) return "underflow";
-  if (!f.subnormals && Math.abs(value) < decode(0, f) / 1.5) return "too small";
-  return classify(code, f) === "subnormal" ? "subnormal" : "";
+  return [short(rounded), relativeText(value, rounded), verdict(value, code, f)];
 }
 
 // --- All together -----------------------------------------------------------------------------------
@@ -837,12 +862,20 @@ function actions(model, complain) {
       complain(`${error.message}.`);
     }
   }
-  return {
+  function attemptInPlace(change) {
+    act.inPlace = true;
+    attempt(change);
+    act.inPlace = false;
+  }
+  const act = {
+    inPlace: false, // true while a change is made that the number line need not follow
     value: (value) => attempt({ value }),
     format: (f) => attempt({ f }),
-    overflow: (overflow) => attempt({ overflow }),
-    code: (code) => attempt({ code, value: decode(code, model.get("format")) }),
+    step: (value) => attemptInPlace({ value }),
+    overflow: (overflow) => attemptInPlace({ overflow }),
+    code: (code) => attemptInPlace({ code, value: decode(code, model.get("format")) }),
   };
+  return act;
 }
 
 function render({ model, el }) {
@@ -860,8 +893,14 @@ function render({ model, el }) {
     ...parts.map((part) => part.el));
 
   let waiting = false;
-  const draw = () => { const s = readState(model); parts.forEach((part) => part.draw(s)); };
+  let moved = true; // whether a number or a format came that the number line goes to
+  const draw = () => {
+    const s = { ...readState(model), moved };
+    moved = false;
+    parts.forEach((part) => part.draw(s));
+  };
   const soon = () => {
+    moved ||= !act.inPlace;
     if (waiting) return;
     waiting = true;
     queueMicrotask(() => { waiting = false; draw(); });
