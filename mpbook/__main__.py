@@ -55,11 +55,7 @@ def _bench(chosen: argparse.Namespace) -> int:
     if chosen.figure:
         kind = chosen.figure.suffix.removeprefix(".") or "png"
         drawn = plots.render(bench.figure(results), kind)
-        mode = {"encoding": "utf-8"} if isinstance(drawn, str) else {}
-        if isinstance(drawn, str):
-            chosen.figure.write_text(drawn, **mode)
-        else:
-            chosen.figure.write_bytes(drawn)
+        chosen.figure.write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
         print(f"figure: {chosen.figure}")
     return 0
 

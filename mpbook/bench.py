@@ -14,12 +14,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mpbook.formats import (
     FloatFormat,
+    Overflow,
     as_format,
     compiled_round_to,
     decode,
@@ -30,6 +33,9 @@ from mpbook.formats import (
 from mpbook.measure import Spread, interleave, ratios
 from mpbook.notebook import Table
 from mpbook.peers import Round, installed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "float16", "bfloat16")
 
@@ -81,13 +87,13 @@ def _bench_one(format: FloatFormat, x: Tensor, rounds: int, compiled: bool) -> l
     work: dict[str, Callable[[], float]] = {"copy_": _timed(lambda: out.copy_(x), x)}
     checks: dict[str, Round | None] = {"copy_": None}
     for name, into, check in _ours(format, compiled):
-        work[name] = _timed(lambda into=into: into(x, out), x)  # type: ignore[misc]
+        work[name] = _timed(partial(into, x, out), x)
         checks[name] = check
     for peer in installed():
         rounder = peer.prepare(format)
         if rounder is not None:
             name = f"{peer.name} {peer.version}"
-            work[name] = _timed(lambda rounder=rounder: rounder(x), x)  # type: ignore[misc]
+            work[name] = _timed(partial(rounder, x), x)
             checks[name] = rounder
     speeds = interleave(work, rounds=rounds)
     shares = ratios(speeds, to="copy_")
@@ -101,34 +107,36 @@ def _bench_one(format: FloatFormat, x: Tensor, rounds: int, compiled: bool) -> l
     ]  # fmt: skip
 
 
-def _ours(
-    format: FloatFormat, compiled: bool
-) -> list[tuple[str, Callable[[Tensor, Tensor], object], Round | None]]:
-    """Our own contenders: a name, the timed call, and the call to check."""
-    overflow = "inf" if format.has_inf else "nan" if format.has_nan else "saturate"
+Contender = tuple[str, Callable[[Tensor, Tensor], object], Round | None]
+"""A name, the timed call from input and output, and the call to check."""
+
+
+def _ours(format: FloatFormat, compiled: bool) -> list[Contender]:
+    overflow: Overflow = "saturate" if format.bits <= 8 else "inf"
     generator = torch.Generator().manual_seed(0)
-
-    def nearest(x: Tensor, out: Tensor | None = None) -> Tensor:
-        return round_to(x, format, overflow=overflow, out=out)
-
-    def stochastic(x: Tensor, out: Tensor) -> Tensor:
-        return round_to(
-            x, format, rounding="stochastic", overflow=overflow, generator=generator, out=out
-        )
-
-    found = [("mpbook", nearest, nearest), ("mpbook stochastic", stochastic, None)]
+    ways: list[tuple[str, Callable[..., Tensor], bool]] = [
+        ("mpbook", partial(round_to, format=format, overflow=overflow), False),
+        (
+            "mpbook stochastic",
+            partial(round_to, format=format, rounding="stochastic", overflow=overflow),
+            True,
+        ),
+    ]
     if compiled:
-        fast = compiled_round_to(format, overflow=overflow)
         noisy = compiled_round_to(format, rounding="stochastic", overflow=overflow)
-        found += [
-            ("mpbook compiled", lambda x, out: fast(x, out=out), fast),
-            (
-                "mpbook compiled stochastic",
-                lambda x, out: noisy(x, out=out, generator=generator),
-                None,
-            ),
+        ways += [
+            ("mpbook compiled", compiled_round_to(format, overflow=overflow), False),
+            ("mpbook compiled stochastic", noisy, True),
         ]
+    found: list[Contender] = []
+    for name, way, draws in ways:
+        into = partial(_into, partial(way, generator=generator) if draws else way)
+        found.append((name, into, None if draws else way))
     return found
+
+
+def _into(way: Callable[..., Tensor], x: Tensor, out: Tensor) -> Tensor:
+    return way(x, out=out)
 
 
 def _timed(work: Callable[[], object], x: Tensor) -> Callable[[], float]:
@@ -184,7 +192,7 @@ def table(results: Sequence[Result]) -> Table:
     return Table(header, rows)
 
 
-def figure(results: Sequence[Result]) -> object:
+def figure(results: Sequence[Result]) -> Figure:
     """Speeds as bars, one panel a format, on a logarithmic scale; wrong ones hatched."""
     from mpbook import plots
 
