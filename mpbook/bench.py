@@ -160,7 +160,8 @@ def hard_inputs(format: FloatFormat, *, most: int = 3000) -> tuple[Tensor, Tenso
     step = max(1, top * 9 // most)
     codes = torch.arange(0, top, step)
     low, high = decode_tensor(codes, format), decode_tensor(codes + 1, format)
-    exact = torch.cat([low, (low + high) / 2]).float()
+    largest = torch.tensor([format.max], dtype=torch.float64)
+    exact = torch.cat([low, (low + high) / 2, largest]).float()
     exact = exact[exact.abs() >= torch.finfo(torch.float32).tiny]
     around = [exact, exact.nextafter(torch.tensor(4e38)), exact.nextafter(torch.tensor(0.0))]
     x = torch.cat(around)

@@ -7,7 +7,7 @@ after a long run without overflow.  Step for step this is `torch.amp.GradScaler`
 hold it to, bit for bit.
 
 Source: Micikevicius et al. 2018, section 3.2; `torch.amp.GradScaler` for the schedule.
-Taught in the chapter "Loss scaling".
+Its chapter, "Loss scaling", is not written yet.
 """
 
 from __future__ import annotations

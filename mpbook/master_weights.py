@@ -7,7 +7,7 @@ writes the result back to the 16-bit weights in one of two ways: rounded to the 
 small updates get through on average.
 
 Source: Micikevicius et al. 2018, section 3.1 (master weights); Zamirai et al. 2020 (stochastic
-rounding of updates).  Taught in the chapter "Master weights".
+rounding of updates).  Its chapter is not written yet.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every training run in this book differs from its neighbour in one object of this
 are those of Lightning, which say both halves of what is meant: the bits, and whether everything
 uses them (``-true``) or only the computation does (``-mixed``).
 
-Taught in "Quickstart" and in the chapters of "The classic recipe".
+Taught in the quickstart.
 """
 
 from __future__ import annotations

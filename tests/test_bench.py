@@ -32,7 +32,7 @@ def test_every_contender_is_timed_and_the_right_ones_are_right() -> None:
 def test_hard_inputs_hold_numbers_midpoints_and_their_float32_neighbours() -> None:
     x, expected = bench.hard_inputs(FORMATS["float8_e4m3fn"])
     held = set(x.tolist())
-    assert {448.0, -432.0, 1.0625, 1.0}.issubset(held | {448.0})
+    assert {448.0, -432.0, 1.0625, 1.0} <= held
     up = torch.tensor(1.0625).nextafter(torch.tensor(2.0)).item()
     assert {up, -up} <= held
     assert expected[x == 1.0625].tolist() == [1.0] and expected[x == up].tolist() == [1.125]
