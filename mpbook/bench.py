@@ -11,6 +11,7 @@ rational reference does.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mpbook.blocks import as_block_format, fake_quantise
 from mpbook.formats import (
     FloatFormat,
     Overflow,
@@ -36,6 +38,9 @@ from mpbook.peers import Round, installed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+BLOCK_FORMATS_TIMED = ("mxfp8_e4m3", "mxfp8_e5m2")
+"""Formats with shared scales that are timed too: quantised and back, in one call."""
 
 DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "float16", "bfloat16")
 
@@ -59,6 +64,7 @@ def bench_formats(
     elements: int = 2**24,
     rounds: int = 7,
     compiled: bool = True,
+    blocks: bool = True,
 ) -> list[Result]:
     """Time and check every contender in every format, on one thread.
 
@@ -67,6 +73,7 @@ def bench_formats(
         elements: of the float32 tensor that is rounded.
         rounds: readings of each contender.
         compiled: also time our rounding through `torch.compile`.
+        blocks: also time MXFP8, if its blocks of 32 divide the tensor.
 
     Raises:
         ValueError: fewer than one element or round.
@@ -77,7 +84,9 @@ def bench_formats(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [r for f in formats for r in _bench_one(as_format(f), x, rounds, compiled)]
+        results = [r for f in formats for r in _bench_one(as_format(f), x, rounds, compiled)]
+        timed = BLOCK_FORMATS_TIMED if blocks and elements % 32 == 0 else ()
+        return results + [r for name in timed for r in _bench_blocks(name, x, rounds)]
     finally:
         torch.set_num_threads(threads)
 
@@ -95,12 +104,59 @@ def _bench_one(format: FloatFormat, x: Tensor, rounds: int, compiled: bool) -> l
             name = f"{peer.name} {peer.version}"
             work[name] = _timed(partial(rounder, x), x)
             checks[name] = rounder
+    return _results(format.name, work, checks, rounds, hard_inputs(format))
+
+
+def _bench_blocks(name: str, x: Tensor, rounds: int) -> list[Result]:
+    out = torch.empty_like(x)
+    ours = partial(fake_quantise, block_format=name, scale_mode="floor")
+    work: dict[str, Callable[[], float]] = {
+        "copy_": _timed(lambda: out.copy_(x), x),
+        "mpbook": _timed(lambda: ours(x, out=out), x),
+    }
+    checks: dict[str, Round | None] = {"copy_": None, "mpbook": ours}
+    for peer in installed():
+        round_trip = peer.prepare_blocks(as_block_format(name))
+        if round_trip is not None:
+            label = f"{peer.name} {peer.version}"
+            work[label], checks[label] = _timed(partial(round_trip, x), x), round_trip
+    return _results(name, work, checks, rounds, hard_blocks(name))
+
+
+def hard_blocks(name: str, *, blocks: int = 64) -> tuple[Tensor, Tensor]:
+    """Blocks of 32 whose magnitudes span many binades, and what an MX format makes of them.
+
+    By the exact reference path, as the specification says: the scale is the power of two of the
+    largest magnitude, over that of the largest element (OCP MX v1.0, section 6.3).
+    """
+    element = as_block_format(name).element
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(blocks, 32, generator=generator).exp2().mul(3) * torch.randn(
+        blocks, 32, generator=generator
+    )
+    exponents = torch.frexp(x.abs().amax(1))[1] - math.frexp(element.max)[1]
+    expected = [
+        [math.ldexp(decode(encode(math.ldexp(v, -e), element, overflow="saturate"), element), e)
+         for v in row]
+        for row, e in zip(x.tolist(), exponents.tolist(), strict=True)
+    ]  # fmt: skip
+    return x.flatten(), torch.tensor(expected, dtype=torch.float64).flatten()
+
+
+def _results(
+    format: str,
+    work: dict[str, Callable[[], float]],
+    checks: dict[str, Round | None],
+    rounds: int,
+    inputs: tuple[Tensor, Tensor],
+) -> list[Result]:
+    """Time the contenders in turns, and check those that can be checked."""
     speeds = interleave(work, rounds=rounds)
     shares = ratios(speeds, to="copy_")
-    hard, expected = hard_inputs(format)
+    hard, expected = inputs
     return [
         Result(
-            name, format.name, speeds[name], shares[name],
+            name, format, speeds[name], shares[name],
             None if check is None else wrong(check, hard, expected), len(hard),
         )
         for name, check in checks.items()
@@ -204,9 +260,17 @@ def figure(results: Sequence[Result]) -> Figure:
         axis.barh(
             [row.contender for row in rows],
             [row.melements_per_s.median for row in rows],
-            color=[plots.COLOURS[name] if "mpbook" in row.contender else "#a9a9a9" for row in rows],
+            color=[
+                plots.COLOURS[_colour_of(name)] if "mpbook" in row.contender else "#a9a9a9"
+                for row in rows
+            ],
             hatch=["//" if row.wrong else "" for row in rows],
             edgecolor="white",
         )
         axis.set(title=name, xscale="log", xlabel="million elements a second")
     return drawn
+
+
+def _colour_of(name: str) -> str:
+    is_block_format = name in BLOCK_FORMATS_TIMED
+    return as_block_format(name).element.name if is_block_format else name

@@ -34,9 +34,8 @@ Its chapter, "FP8 and below", is not written yet.
 from __future__ import annotations
 
 import difflib
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
@@ -44,7 +43,7 @@ import torch
 from torch import Tensor
 
 from mpbook.formats import FloatFormat, Rounding, as_format, encode_tensor, round_to
-from mpbook.rounding import _check_out
+from mpbook.rounding import check_out, check_tensor, rounder_
 
 ScaleMode = Literal["floor", "round-to-nearest-even", "rceil", "ceil"]
 BlockShape = Literal["tensor", "row"] | tuple[int, int]
@@ -52,7 +51,7 @@ BlockShape = Literal["tensor", "row"] | tuple[int, int]
 _SCALES = ("float32", "float8_e8m0fnu", "float8_e4m3fn")
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _SMALLEST_FLOAT32 = 2.0**-149
-_CACHE_ELEMENTS = 2**17  # half a megabyte of float32 stays in a core's cache
+_CACHE_ELEMENTS = 2**19  # half a megabyte of float32 stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def _quantise(
     _check(x, block_format, scale_mode)
     x = (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
     if out is not None:
-        _check_out(out, x, x.dtype)
+        check_out(out, x, x.dtype)
     values = out if out is not None and out.is_contiguous() else torch.empty_like(x)
     grid = [n // k for n, k in zip(x.shape, _extents(x.shape, block_format), strict=True)]
     scales, tensor_scale = x.new_empty(grid, dtype=torch.float32), None
@@ -290,11 +289,13 @@ def _quantise(
     blocks = Blocks(block_format, values, scales, tensor_scale)
     tiles, targets = _as_tiles(x, block_format), _as_tiles(values, block_format)
     grid_of_tiles = scales.view(tiles.shape[0], 1, tiles.shape[2], 1)
-    for part in _pieces(tiles):
+    pieces = list(_pieces(tiles))
+    round_elements = _rounder(block_format, rounding, generator, tiles[pieces[0]])
+    for part in pieces:
         own = _scales(_largest(tiles[part]), block_format, scale_mode, tensor_scale)
         grid_of_tiles[part] = own
         combined = own if tensor_scale is None else own * tensor_scale
-        _round_elements(tiles[part], combined, block_format, rounding, generator, targets[part])
+        round_elements(tiles[part], combined, targets[part])
         if dequantise:
             targets[part].mul_(combined)
     return blocks if out is None else replace(blocks, values=out.copy_(values))
@@ -338,27 +339,31 @@ def _largest(tiles: Tensor) -> Tensor:
     return torch.maximum(highest.abs_(), lowest.abs_())
 
 
-def _round_elements(
-    x: Tensor,
-    scales: Tensor,
-    block_format: BlockFormat,
-    rounding: Rounding,
-    generator: torch.Generator | None,
-    out: Tensor,
-) -> None:
-    if block_format.scale.name == "float8_e4m3fn":
-        scales = torch.where(scales == 0, math.inf, scales)  # a scale of 0 can store only zeros
-    rounded = functools.partial(
-        round_to,
-        format=block_format.element,
+def _rounder(
+    block_format: BlockFormat, rounding: Rounding, generator: torch.Generator | None, piece: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """A function from a piece of the tiles, its scales and where to write the elements."""
+    in_float32 = rounding in ("nearest-even", "stochastic")  # or as wide as the tensor
+    like = piece if in_float32 else piece.double()
+    round_ = rounder_(
+        block_format.element,
         rounding=rounding,
         overflow="saturate",
         generator=generator,
+        like=like,
     )
-    if rounding in ("nearest-even", "stochastic"):
-        rounded(torch.div(x, scales, out=out), out=out)
-    else:  # in float64 the quotient falls on the right side of every element
-        out.copy_(rounded(x.double() / scales))
+
+    def round_elements(x: Tensor, scales: Tensor, out: Tensor) -> None:
+        if block_format.scale.name == "float8_e4m3fn":
+            scales = torch.where(scales == 0, math.inf, scales)  # 0 can store only zeros
+        if in_float32:
+            round_(torch.div(x, scales, out=out))
+        else:  # in float64 the quotient falls on the right side of every element
+            quotient = x.double() / scales
+            round_(quotient)
+            out.copy_(quotient)
+
+    return round_elements
 
 
 # --- Scales -----------------------------------------------------------------------------------
@@ -414,10 +419,7 @@ def _power_of_two_scales(amax: Tensor, element: FloatFormat, scale_mode: ScaleMo
 
 
 def _check(x: Tensor, block_format: BlockFormat, scale_mode: ScaleMode | None) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}: expected a torch.Tensor")
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}: expected a real floating-point tensor")
+    check_tensor(x)
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected dimensions, none of them empty")
     _check_scale_mode(block_format, scale_mode)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpbook.blocks import BlockFormat
 from mpbook.formats import FloatFormat, as_format
 
 Round = Callable[[Tensor], Tensor]
@@ -33,12 +34,14 @@ class Peer:
     """A library, its version, and how it rounds.
 
     ``prepare`` takes a format and returns the function from float32 tensors to rounded float32
-    tensors, or None where the library does not know the format.
+    tensors, or None where the library does not know the format.  ``prepare_blocks`` does so for
+    a format with shared scales, there and back, with scales that are rounded down ("floor").
     """
 
     name: str
     version: str
     prepare: Callable[[FloatFormat], Round | None]
+    prepare_blocks: Callable[[BlockFormat], Round | None] = lambda _: None
 
 
 def installed() -> list[Peer]:
@@ -58,7 +61,8 @@ def installed() -> list[Peer]:
                 prepare = load()
         except Exception:  # a peer that is absent or does not load on this machine
             continue
-        found.append(Peer(name, importlib.metadata.version(name), prepare))
+        blocks = _torchao_blocks if name == "torchao" else lambda _: None
+        found.append(Peer(name, importlib.metadata.version(name), prepare, blocks))
     return found
 
 
@@ -145,6 +149,16 @@ def _torchao() -> Callable[[FloatFormat], Round | None]:
         )
 
     return prepare
+
+
+def _torchao_blocks(format: BlockFormat) -> Round | None:
+    dtype = getattr(torch, format.element.name, None)
+    if format.scale.name != "float8_e8m0fnu" or format.element.bits != 8 or dtype is None:
+        return None
+    with _quiet():
+        mx = importlib.import_module("torchao.prototype.mx_formats.mx_tensor")
+    mode = mx.ScaleCalculationMode.FLOOR
+    return lambda x: mx.MXTensor.to_mx(x, dtype, 32, mode).dequantize(torch.float32)
 
 
 def _qtorch() -> Callable[[FloatFormat], Round | None]:

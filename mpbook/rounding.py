@@ -6,7 +6,8 @@ two.  What remains is to find q without a logarithm, and to do it all without wa
 traffic, which is where the time goes:
 
 * **q comes from the bits.**  A float's exponent field *is* the logarithm: mask the rest away and
-  what is left, read as a float, is the power of two below the magnitude of x.
+  what is left, read as a float, is the power of two p below the magnitude of x.  With m mantissa
+  bits, q = p / 2**m.
 * **Blocks.**  Run over a large tensor, each operation would fetch it from memory again.  Here
   a block that fits into the cache goes through all of them, in place, in scratch that is reused.
 * **No boolean masks.**  They cost several times an arithmetic pass.  Clamping does the
@@ -40,11 +41,10 @@ from mpbook.float_format import (
     Rounding,
     as_format,
     check_options,
-    nan_code,
     never_overflows,
 )
 
-CPU_BLOCK = 2**18
+CPU_BLOCK = 2**19
 """Elements that a CPU rounds at a time: their scratch fits into a core's cache."""
 
 DEVICE_BLOCK = 2**26
@@ -158,12 +158,12 @@ def _round(
 ) -> Tensor:
     """Check the arguments, draw the keys, and run over flat, contiguous tensors."""
     check_options(format, rounding, overflow, generator)
-    _check_tensor(x, generator)
+    check_tensor(x, generator)
     dtype = _result_dtype(x, format)
     if out is None:
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
     else:
-        _check_out(out, x, dtype)
+        check_out(out, x, dtype)
     keys = draw_keys(generator) if rounding == "stochastic" and generator is not None else None
     target = out.detach() if out.is_contiguous() else torch.empty_like(out).contiguous()
     steps = _steps(format, rounding, overflow, dtype)
@@ -173,7 +173,8 @@ def _round(
     return out
 
 
-def _check_tensor(x: Tensor, generator: torch.Generator | None) -> None:
+def check_tensor(x: Tensor, generator: torch.Generator | None = None) -> None:
+    """Refuse what is no real floating-point tensor, or is not on the generator's device."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: expected a torch.Tensor")
     if not x.is_floating_point():
@@ -182,7 +183,8 @@ def _check_tensor(x: Tensor, generator: torch.Generator | None) -> None:
         raise ValueError(f"generator is on {generator.device}, x on {x.device}: use one device")
 
 
-def _check_out(out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+def check_out(out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    """Refuse an ``out`` that cannot take the result for ``x``, which has this dtype."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out is a {type(out).__name__}: expected a torch.Tensor")
     wanted = {"shape": x.shape, "dtype": dtype, "device": x.device}
@@ -237,7 +239,7 @@ class _Steps:
     carries: bool  # see `_round_by_carry_`
     low: float  # where inputs are cut off
     high: float
-    ulp_bits: tuple[int, int]  # of the smallest and the largest ulp
+    powers: tuple[float, float]  # of two, in the lowest and the highest binade
     headroom: int  # binades of the computing dtype above those of the format
 
     @property
@@ -265,12 +267,11 @@ def _find_steps(
     format: FloatFormat, rounding: Rounding, overflow: Overflow, result: torch.dtype
 ) -> _Steps:
     lowest, highest = format.lowest_binade, math.frexp(format.max)[1] - 1
-    exponents = [binade - format.mantissa_bits for binade in (lowest, highest)]  # of the ulps
+    smallest, largest = (binade - format.mantissa_bits for binade in (lowest, highest))  # ulps
     carries = result == torch.float32 and lowest == -126 and format.mantissa_bits > 0
     # Float32 computes where its powers of two, the ulps and what comes after max, are normal.
-    dtype = result if carries or (exponents[0] >= -126 and highest < 127) else torch.float64
-    low, high = _cut_offs(format, rounding, overflow, math.ldexp(1.0, exponents[1]), dtype)
-    stored, bias = _STORED_BITS[dtype], _BIAS[dtype]
+    dtype = result if carries or (smallest >= -126 and highest < 127) else torch.float64
+    low, high = _cut_offs(format, rounding, overflow, math.ldexp(1.0, largest), dtype)
     return _Steps(
         format=format,
         rounding=rounding,
@@ -280,8 +281,8 @@ def _find_steps(
         carries=carries,
         low=low,
         high=high,
-        ulp_bits=(exponents[0] + bias << stored, exponents[1] + bias << stored),
-        headroom=bias - highest,
+        powers=(math.ldexp(1.0, lowest), math.ldexp(1.0, highest)),
+        headroom=_BIAS[dtype] - highest,
     )
 
 
@@ -311,12 +312,47 @@ def _native(format: FloatFormat, rounding: Rounding, dtype: torch.dtype) -> torc
 # --- Rounding: block after block, or all at once -----------------------------------------------
 
 
-def _round_in_blocks(x: Tensor, out: Tensor, steps: _Steps, keys: Tensor | None) -> None:
+def rounder_(
+    format: FloatFormat,
+    *,
+    rounding: Rounding,
+    overflow: Overflow,
+    generator: torch.Generator | None,
+    like: Tensor,
+) -> Callable[[Tensor], None]:
+    """`round_to` in place, for many contiguous tensors like this one, or smaller, one by one.
+
+    They share one scratch, where `round_to` takes fresh memory for each: pieces of half a million
+    elements round twice as fast so.
+    """
+    check_options(format, rounding, overflow, generator)
+    check_tensor(like, generator)
+    steps = _steps(format, rounding, overflow, like.dtype)
+    scratch = _scratch(min(_block(steps, like.device), like.numel()), steps, like.device)
+
+    def round_(x: Tensor) -> None:
+        keys = draw_keys(generator) if rounding == "stochastic" and generator is not None else None
+        _round_in_blocks(x.view(-1), x.view(-1), steps, keys, scratch)
+
+    return round_
+
+
+def _block(steps: _Steps, device: torch.device) -> int:
+    """How many elements go through the steps together."""
+    block = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+    return block // 4 if steps.rounding == "stochastic" else block  # that takes more scratch
+
+
+def _round_in_blocks(
+    x: Tensor,
+    out: Tensor,
+    steps: _Steps,
+    keys: Tensor | None,
+    scratch: dict[str, Tensor] | None = None,
+) -> None:
     """Round a flat tensor so that all the steps meet a block in the cache."""
-    block = CPU_BLOCK if x.device.type == "cpu" else DEVICE_BLOCK
-    if steps.rounding == "stochastic":
-        block //= 4  # more scratch
-    scratch = _scratch(min(block, x.numel()), steps, x.device)
+    block = _block(steps, x.device)
+    scratch = _scratch(min(block, x.numel()), steps, x.device) if scratch is None else scratch
     for i, (part, result) in enumerate(zip(x.split(block), out.split(block), strict=True)):
         if part.numel() < block:
             scratch = {name: memory[: part.numel()] for name, memory in scratch.items()}
@@ -330,9 +366,11 @@ def _round_whole(x: Tensor, out: Tensor, steps: _Steps, keys: Tensor | None) -> 
 
 def _scratch(size: int, steps: _Steps, device: torch.device) -> dict[str, Tensor]:
     """The memory that the steps write to, block after block."""
-    dtypes = {"value": steps.dtype, "ulp": steps.dtype, "native": steps.native}
+    dtypes = {"value": steps.dtype, "power": steps.dtype, "native": steps.native}
+    if steps.rounding in ("toward-zero", "stochastic"):
+        dtypes |= {"whole": steps.dtype}
     if steps.rounding == "stochastic":
-        dtypes |= {"whole": steps.dtype, "draw": steps.dtype}
+        dtypes |= {"magnitude": steps.dtype, "draw": steps.dtype}
         dtypes |= {"hash": torch.int32, "fold": torch.int32}
     scratch = {
         name: torch.empty(size, dtype=dtype, device=device)
@@ -393,38 +431,49 @@ def _cut_off(x: Tensor, value: Tensor, steps: _Steps) -> None:
 
 def _round_by_ulp_(value: Tensor, steps: _Steps, scratch: dict[str, Tensor]) -> None:
     """``round(x / ulp) * ulp``: nothing but the rounding itself is inexact."""
-    if steps.format.lowest_binade > steps.format.mantissa_bits:
+    if steps.format.lowest_binade > 0:
         _lift_(value)
-    ulp = _ulp(value, steps, out=scratch["ulp"])
+    power = power_of_two(value, out=scratch["power"])
+    power.clamp_(*steps.powers)  # subnormals share the smallest ulp
+    ulps = 2.0**steps.format.mantissa_bits  # in that power of two
     if torch.compiler.is_compiling():
         # Compiled for a GPU, a division is approximate.  A power of two p has an exponent field
         # e and nothing else; flipping its bits gives 255 - e, which is exactly 2 / p.
-        reciprocal = (_bits(ulp) ^ _EXPONENT_MASK[ulp.dtype]).view(ulp.dtype)
-        value.mul_(reciprocal).mul_(0.5)
-    else:
-        value.div_(ulp)
-    match steps.rounding:
+        reciprocal = (_bits(power) ^ _EXPONENT_MASK[power.dtype]).view(power.dtype)
+        value.mul_(reciprocal).mul_(0.5 * ulps)
+        _round_units_(value, steps.rounding, scratch)
+        value.mul_(power).mul_(1 / ulps)
+    elif steps.headroom <= steps.format.mantissa_bits + 1:  # the products below could overflow
+        value.div_(power).mul_(ulps)
+        _round_units_(value, steps.rounding, scratch)
+        value.mul_(1 / ulps).mul_(power)
+    else:  # two products in one pass; a sum with -0 leaves zeros of both signs alone
+        nothing = value.new_full((), -0.0)
+        torch.addcdiv(nothing, value, power, value=ulps, out=value)
+        _round_units_(value, steps.rounding, scratch)
+        torch.addcmul(nothing, value, power, value=1 / ulps, out=value)
+
+
+def _round_units_(units: Tensor, rounding: Rounding, scratch: dict[str, Tensor]) -> None:
+    """Round to whole numbers, in place; zeros keep their sign."""
+    match rounding:
         case "nearest-even":
-            value.round_()
+            units.round_()
         case "toward-zero":
-            value.trunc_()
+            whole = torch.abs(units, out=scratch["whole"]).floor_()
+            torch.copysign(whole, units, out=units)  # torch.trunc takes ten times as long
         case "up":
-            value.ceil_()
+            units.ceil_()
         case "down":
-            value.floor_()
+            units.floor_()
         case "stochastic":
-            _round_by_draw_(value, scratch)
-    value.mul_(ulp)
+            _round_by_draw_(units, scratch)
 
 
-def _ulp(value: Tensor, steps: _Steps, *, out: Tensor) -> Tensor:
-    """The unit in the last place at each value; for infinity and NaN that of the last binade."""
-    bits = _bits(out)
-    # Without its sign and mantissa, a float is the power of two at or below its magnitude.
-    torch.bitwise_and(_bits(value), _EXPONENT_MASK[out.dtype], out=bits)
-    # Each 1 less in the exponent field halves it: from the first digit's unit to the last's.
-    bits.sub_(steps.format.mantissa_bits << _STORED_BITS[out.dtype])
-    bits.clamp_(*steps.ulp_bits)  # subnormals share the smallest ulp
+def power_of_two(value: Tensor, *, out: Tensor) -> Tensor:
+    """The power of two at or below each magnitude; 0 below the normal numbers."""
+    # It is what remains of a float without its sign and mantissa.
+    torch.bitwise_and(_bits(value), _EXPONENT_MASK[out.dtype], out=_bits(out))
     return out
 
 
@@ -452,10 +501,11 @@ def _round_by_draw_(units: Tensor, scratch: dict[str, Tensor]) -> None:
     bits = scratch["hash"].bitwise_right_shift_(32 - DRAW_BITS).bitwise_and_(2**DRAW_BITS - 1)
     # Counted from 1 down: as in `_round_by_carry_`, large bits round away.
     draw.copy_(bits).mul_(-(2.0**-DRAW_BITS)).add_(1 - 2.0 ** -(DRAW_BITS + 1))
-    torch.trunc(units, out=whole)
-    units.sub_(whole).abs_()  # the fraction
-    units.sub_(draw).ceil_()  # 1 where the fraction is larger, else 0
-    units.copysign_(whole).add_(whole)
+    magnitude = torch.abs(units, out=scratch["magnitude"])
+    torch.floor(magnitude, out=whole)
+    magnitude.sub_(whole)  # the fraction
+    magnitude.sub_(draw).ceil_()  # 1 where the fraction is larger, else 0
+    torch.copysign(magnitude.add_(whole), units, out=units)
 
 
 def _round_by_carry_(value: Tensor, steps: _Steps, scratch: dict[str, Tensor]) -> None:
@@ -468,7 +518,7 @@ def _round_by_carry_(value: Tensor, steps: _Steps, scratch: dict[str, Tensor]) -
     cut = _STORED_BITS[value.dtype] - steps.format.mantissa_bits
     if cut == 0:
         return
-    bits, added = _bits(value), _bits(scratch["ulp"])
+    bits, added = _bits(value), _bits(scratch["power"])
     one_or_nan = torch.clamp(value, 1, 1, out=scratch["value"])  # a carry may undo a NaN
     below = 2**cut - 1
     match steps.rounding:
@@ -497,94 +547,3 @@ def _apply_overflow_(value: Tensor, steps: _Steps) -> None:
     replacement = -math.inf if rule == "inf" else math.nan
     for _sign in (-1, 1):  # `threshold_` replaces what is not above its first argument
         torch.threshold_(value, -beyond, replacement).neg_()
-
-
-# --- Codes, and the unit in the last place -----------------------------------------------------
-
-
-def ulp(x: Tensor, format: str | torch.dtype | FloatFormat) -> Tensor:
-    """The unit in the last place at ``x``: the gap between the format's numbers in x's binade.
-
-    Subnormals share the gap of the smallest normal numbers, and beyond ``max`` the gap is that
-    of the last binade.  For infinity and NaN it is what `math.ulp` says: infinity and NaN.
-
-    Args:
-        x: a real floating-point tensor of any shape.
-        format: name, torch dtype or `FloatFormat`.
-
-    Returns:
-        float64 tensor of the same shape.
-
-    >>> ulp(torch.tensor([1.0, 2048.0]), "float16")
-    tensor([9.7656e-04, 2.0000e+00], dtype=torch.float64)
-    """
-    format = as_format(format)
-    _check_tensor(x, None)
-    wide = x.double()
-    return torch.where(wide.isfinite(), _ulp_of(wide, format), wide.abs())
-
-
-def _ulp_of(wide: Tensor, format: FloatFormat) -> Tensor:
-    steps = _steps(format, "nearest-even", "saturate", torch.float64)
-    return _ulp(wide, steps, out=torch.empty_like(wide))
-
-
-def encode_tensor(
-    x: Tensor,
-    format: str | torch.dtype | FloatFormat,
-    *,
-    rounding: Rounding = "nearest-even",
-    overflow: Overflow,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The int64 codes that the elements of ``x`` round to.
-
-    Arguments and errors are those of `round_to`; a value that becomes NaN in a format without
-    NaN raises ``ValueError``.
-
-    >>> encode_tensor(torch.tensor([0.5, -6.0]), "float4_e2m1fn", overflow="saturate")
-    tensor([ 1, 15])
-    """
-    format = as_format(format)
-    value = round_to(x.double(), format, rounding=rounding, overflow=overflow, generator=generator)
-    if not format.has_nan and bool(value.isnan().any()):
-        raise ValueError(f"x holds values that have no code in {format.name}, which has no NaN")
-    magnitude = torch.where(value.isfinite(), value.abs(), format.smallest_normal)
-    quantum = _ulp_of(magnitude, format)
-    binade = torch.frexp(quantum)[1] - 1 + format.mantissa_bits - format.lowest_binade
-    hidden = 0 if format.subnormals else 2**format.mantissa_bits
-    code = (binade * 2**format.mantissa_bits + magnitude / quantum - hidden).long()
-    code = torch.where(value.isinf(), format.max_code + 1, code)
-    code = code + (value.signbit().long() << (format.bits - 1)) * format.signed
-    return torch.where(value.isnan(), nan_code(format), code) if format.has_nan else code
-
-
-def decode_tensor(codes: Tensor, format: str | torch.dtype | FloatFormat) -> Tensor:
-    """The values of integer codes, as a float64 tensor of the same shape.
-
-    Raises:
-        TypeError: ``codes`` is not an integer tensor.
-        ValueError: a code outside ``0 ... 2**bits - 1``.
-
-    >>> decode_tensor(torch.tensor([0b0111, 0b1001]), "float4_e2m1fn")
-    tensor([ 6.0000, -0.5000], dtype=torch.float64)
-    """
-    format = as_format(format)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes has dtype {codes.dtype}: expected an integer tensor")
-    codes = codes.long()
-    if bool(((codes < 0) | (codes >= 2**format.bits)).any()):
-        raise ValueError(f"codes: {format.name} has codes 0 to {2**format.bits - 1}")
-    magnitude = codes & (2 ** (format.exponent_bits + format.mantissa_bits) - 1)
-    sign = 1.0 - 2.0 * (codes != magnitude)
-    field, mantissa = magnitude >> format.mantissa_bits, magnitude & (2**format.mantissa_bits - 1)
-    is_normal = (field > 0) if format.subnormals else torch.ones_like(field, dtype=torch.bool)
-    significand = mantissa + is_normal * 2**format.mantissa_bits
-    exponent = torch.where(is_normal, field - format.bias, format.lowest_binade)
-    value = torch.ldexp(significand.double(), exponent - format.mantissa_bits)
-    value = torch.where(magnitude > format.max_code, math.nan, value)
-    if format.has_inf:
-        value = torch.where(magnitude == format.max_code + 1, math.inf, value)
-    if format.specials == "nan_is_negative_zero":
-        value = torch.where((magnitude == 0) & (sign < 0), math.nan, value)
-    return sign * value

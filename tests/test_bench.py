@@ -12,12 +12,12 @@ from mpbook import bench
 from mpbook.__main__ import main
 from mpbook.formats import FORMATS, decode, encode, round_to
 
-SMALL = dict(elements=2000, rounds=2, compiled=False)
+SMALL = dict(elements=2048, rounds=2, compiled=False)
 
 
 def test_every_contender_is_timed_and_the_right_ones_are_right() -> None:
     results = bench.bench_formats(["float8_e4m3fn", "float16"], **SMALL)  # type: ignore[arg-type]
-    assert {r.format for r in results} == {"float8_e4m3fn", "float16"}
+    assert {r.format for r in results} == {"float8_e4m3fn", "float16", *bench.BLOCK_FORMATS_TIMED}
     named = {r.contender: r for r in results if r.format == "float16"}
     assert {"copy_", "mpbook", "mpbook stochastic", f"torch {torch.__version__}"} <= set(named)
     assert {"ml_dtypes", "gfloat"} <= {name.split()[0] for name in named}
@@ -25,6 +25,11 @@ def test_every_contender_is_timed_and_the_right_ones_are_right() -> None:
         assert len(result.melements_per_s.readings) == 2 and result.melements_per_s.low > 0
         assert result.wrong in (0, None) or result.contender.split()[0] in ("qtorch", "pychop")
         assert result.inputs > 500
+        assert (
+            result.wrong == 0
+            or result.contender.split()[0] != "mpbook"
+            or "stoch" in (result.contender)
+        )
     assert named["copy_"].wrong is None and named["copy_"].of_copy.median == 1
     assert named["mpbook"].wrong == 0
 
@@ -38,6 +43,24 @@ def test_hard_inputs_hold_numbers_midpoints_and_their_float32_neighbours() -> No
     assert expected[x == 1.0625].tolist() == [1.0] and expected[x == up].tolist() == [1.125]
     for value, right in zip(x[::97].tolist(), expected[::97].tolist(), strict=True):
         assert decode(encode(value, "float8_e4m3fn", overflow="saturate"), "float8_e4m3fn") == right
+
+
+def test_blocks_are_timed_where_they_divide_the_tensor() -> None:
+    results = bench.bench_formats([], elements=64, rounds=1, compiled=False)
+    assert [r.contender for r in results if r.format == "mxfp8_e4m3"][:2] == ["copy_", "mpbook"]
+    assert {r.format for r in results} == set(bench.BLOCK_FORMATS_TIMED)
+    assert bench.bench_formats([], elements=63, rounds=1, compiled=False) == []
+    assert bench.bench_formats([], elements=64, rounds=1, compiled=False, blocks=False) == []
+
+
+def test_hard_blocks_span_binades_and_follow_the_specification_by_hand() -> None:
+    x, expected = bench.hard_blocks("mxfp8_e4m3", blocks=4)
+    block, right = x[:32].double(), expected[:32]
+    scale = 2.0 ** (block.abs().max().log2().floor() - 8)  # 448 = 1.75 * 2**8
+    grid = torch.tensor([decode(code, "float8_e4m3fn") for code in range(127)]).double()
+    distance = (block[:, None].abs() / scale - grid).abs().amin(1)
+    assert torch.equal((right.abs() - block.abs()).abs() / scale, distance)
+    assert block.abs().min() < block.abs().max() / 2**6
 
 
 def test_an_unsigned_format_has_no_negative_inputs() -> None:

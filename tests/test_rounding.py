@@ -31,6 +31,7 @@ EDGES = [
     FloatFormat("below_float32_normals", 5, 3, bias=130),
     FloatFormat("float32_binades_small_max", 7, 5, bias=127),
     FloatFormat("float32_binades_with_nan", 6, 4, bias=127, specials="nan"),
+    FloatFormat("products_beyond_float32", 7, 5, bias=1, specials="nan"),
     FloatFormat("unsigned_without_zero", 3, 2, signed=False, subnormals=False, specials="nan"),
     FloatFormat("tiny_numbers_only", 4, 3, bias=120),
     FloatFormat("low_in_float64", 4, 3, bias=1010),
