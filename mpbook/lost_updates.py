@@ -7,9 +7,9 @@ not change at all: the weight itself, with the master copy or the compensation t
 What float32 would have done is not estimated.  For a plain optimizer, just before its step a
 *shadow* of it is made: the same gradients, the same state and the same options, all in float32.
 The shadow takes the step first, then the optimizer does, and the two results are compared, weight
-by weight.  That costs a second optimizer step and its memory each time; ``every=10`` looks at each tenth
-step only.  A wrapper of `mpbook.master_weights` computes its update in float32 itself, so there the
-wrapped optimizer is watched instead.
+by weight.  That costs a second optimizer step and its memory each time; ``every=10`` looks at each
+tenth step only.  A wrapper of `mpbook.master_weights` computes its update in float32 itself, so
+there the wrapped optimizer is watched instead.
 
 Stochastic rounding leaves most weights where they are, too, but not for good: a weight moves with
 a probability in proportion to its update, so the updates arrive in the mean.  They count as

@@ -112,7 +112,8 @@ class Float32Updates(torch.optim.Optimizer):
         """Copy the 16-bit gradients to float32, and return all that the update will use.
 
         Call it after the last ``backward`` of a step, to unscale or clip in float32; else `step`
-        does.  Calling it again overwrites.  ``parameter.grad`` stays as it is.
+        does.  After a step that was skipped, `zero_grad` forgets what was taken, and taking again
+        overwrites it.  ``parameter.grad`` of 16-bit parameters stays as it is.
 
         Raises:
             ValueError: a sparse gradient of a 16-bit parameter.
@@ -353,7 +354,8 @@ class StochasticRounding(Float32Updates):
 
     def _check(self, parameter: Tensor) -> None:
         super()._check(parameter)
-        if parameter.device.type != self.generator.device.type:
+        on_device = parameter.device.type == self.generator.device.type
+        if parameter.dtype in SIXTEEN_BIT and not on_device:
             raise ValueError(
                 f"generator: is on {self.generator.device}, expected {parameter.device}, where the "
                 "parameters are"

@@ -335,6 +335,8 @@ def test_a_generator_on_another_device_is_refused():
     parameter = nn.Parameter(torch.ones(2, dtype=BF16, device="meta"))
     with pytest.raises(ValueError, match="generator: is on cpu, expected meta"):
         StochasticRounding(sgd([parameter]), generator=torch.Generator())
+    wide = nn.Parameter(torch.ones(2, device="meta"))  # needs no random bits
+    assert not StochasticRounding(sgd([wide, weight()]), generator=torch.Generator()).kept
 
 
 # --- Kahan summation --------------------------------------------------------------------------
