@@ -29,7 +29,13 @@ from mpbook.data import Data
 from mpbook.device import matmul_emulation, pick
 from mpbook.device import name as device_name
 from mpbook.loss_scaling import DynamicLossScaler, StaticLossScaler
-from mpbook.master_weights import Float32Updates
+from mpbook.lost_updates import updates_lost
+from mpbook.master_weights import (
+    Float32Updates,
+    KahanSummation,
+    MasterWeights,
+    StochasticRounding,
+)
 from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
 from mpbook.models import parameter_count
 from mpbook.notebook import Progress
@@ -44,7 +50,7 @@ class Trainer:
     """What changes during a run: the model, the optimizer, the loss scale, the random states."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer | Float32Updates
+    optimizer: torch.optim.Optimizer
     scaler: StaticLossScaler | None
     precision: Precision
     settings: Settings
@@ -200,10 +206,10 @@ def _loop(
             inputs, targets = data.sample(settings.batch_size, trainer.generator)
             scale = trainer.scaler.loss_scale if trainer.scaler else 1.0
             if step == first:  # outside the clock: it counts memory, and warms caches up
-                loss, norm, updated = _measured_step(trainer, run, inputs, targets)
+                loss, norm, updated = _measured_step(trainer, run, inputs, targets, step)
                 watch.start()
             else:
-                loss, norm, updated = training_step(trainer, inputs, targets)
+                loss, norm, updated = _watched_step(trainer, run, inputs, targets, step)
             history.add(loss, norm, scale, updated=updated)
             line.update(step - first + 1)
             if settings.stop_on_nan and not bool(loss.isfinite()):
@@ -237,8 +243,23 @@ def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_ste
         run.peak_memory_bytes = run.memory.total
 
 
+def _watched_step(
+    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
+) -> tuple[Tensor, Tensor, bool]:
+    """One step, which counts the updates that rounding swallows if it is time to."""
+    every = trainer.settings.count_lost_updates_every
+    if every is None or step % every:
+        return training_step(trainer, inputs, targets)
+    with updates_lost(trainer.model, trainer.optimizer) as lost:
+        result = training_step(trainer, inputs, targets)
+    fraction = lost.fraction
+    if not math.isnan(fraction):
+        run.updates_lost.append((step, fraction))
+    return result
+
+
 def _measured_step(
-    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor
+    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
 ) -> tuple[Tensor, Tensor, bool]:
     """The first step, which also counts what a step holds in memory.
 
@@ -247,24 +268,21 @@ def _measured_step(
     compiled = trainer.forward is not trainer.model
     counting = nullcontext(lambda: 0) if compiled else saved_for_backward(trainer.model)
     with counting as saved:
-        result = training_step(trainer, inputs, targets)
+        result = _watched_step(trainer, run, inputs, targets, step)
     parameters = list(trainer.model.parameters())
-    updates = trainer.optimizer
-    copies = updates.copies if isinstance(updates, Float32Updates) else []
-    gradients = [p.grad for p in (*parameters, *copies) if p.grad is not None]
+    kept = trainer.optimizer.kept if isinstance(trainer.optimizer, Float32Updates) else {}
     run.memory = Memory(
         parameters=count_bytes(parameters),
-        master_copies=count_bytes(copies),
-        gradients=count_bytes(gradients),
+        master_copies=count_bytes(kept.values()),
+        gradients=count_bytes(p.grad for p in parameters if p.grad is not None),
         saved_for_backward=saved(),
     )
     return result
 
 
-def _optimizer_bytes(optimizer: torch.optim.Optimizer | Float32Updates) -> int:
+def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of optimizer state, counted at the end: a skipped first step has made none yet."""
-    inner = optimizer.optimizer if isinstance(optimizer, Float32Updates) else optimizer
-    return count_bytes(state_tensors(inner.state_dict()["state"]))
+    return count_bytes(state_tensors(optimizer.state_dict()["state"]))
 
 
 @torch.no_grad()
@@ -307,16 +325,17 @@ def _prepare(
 
 def _prepare_optimizer(
     parameters: list[nn.Parameter], precision: Precision, settings: Settings, device: torch.device
-) -> torch.optim.Optimizer | Float32Updates:
-    if precision.parameter_dtype == torch.float32 or not precision.updates_in_float32:
-        return settings.make_optimizer(parameters)
-    return Float32Updates(
-        parameters,
-        settings.make_optimizer,
-        keep="master_copy" if precision.master_copy else "nothing",
-        rounding=precision.update_rounding,
-        generator=torch.Generator(device).manual_seed(settings.seed + 1),
-    )
+) -> torch.optim.Optimizer:
+    optimizer = settings.make_optimizer(parameters)
+    match precision.weight_update:
+        case "master_weights":
+            return MasterWeights(optimizer)
+        case "stochastic_rounding":
+            generator = torch.Generator(device).manual_seed(settings.seed + 1)
+            return StochasticRounding(optimizer, generator=generator)
+        case "kahan_summation":
+            return KahanSummation(optimizer)
+    return optimizer
 
 
 def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler | None:
@@ -391,6 +410,7 @@ def _deterministic() -> Iterator[None]:
 # --- Saving and going on ----------------------------------------------------------------------
 
 _RECORDED = ("losses", "gradient_norms", "loss_scales", "skipped_steps", "seconds")
+_RECORDED_PAIRS = ("validation_losses", "updates_lost")
 
 
 def _save(path: Path, trainer: Trainer, run: Run) -> None:
@@ -405,7 +425,7 @@ def _save(path: Path, trainer: Trainer, run: Run) -> None:
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_cuda else None,
         "run": {name: getattr(run, name) for name in _RECORDED},
-        "validation_losses": [list(pair) for pair in run.validation_losses],
+        **{name: [list(pair) for pair in getattr(run, name)] for name in _RECORDED_PAIRS},
     }
     checkpoints.save(path, state)
 
@@ -429,7 +449,8 @@ def _load(path: Path, trainer: Trainer, run: Run) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
     for name in _RECORDED:
         setattr(run, name, state["run"][name])
-    run.validation_losses = [(step, loss) for step, loss in state["validation_losses"]]
+    for name in _RECORDED_PAIRS:
+        setattr(run, name, [(step, value) for step, value in state[name]])
     if run.steps >= trainer.settings.steps:
         raise ValueError(
             f'steps={trainer.settings.steps}: "{path}" has done {run.steps} already; '
