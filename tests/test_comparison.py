@@ -219,13 +219,14 @@ def test_a_nudge_moves_the_loss_far_less_than_another_seed_does():
     assert max(map(abs, found.differences)) < 1e-3 * (max(losses) - min(losses))
 
 
-def test_without_a_control_there_is_none_and_its_name_is_free():
+def test_without_a_control_there_is_none_and_its_name_is_free(monkeypatch):
     named = replace(PRECISIONS["bf16-mixed"], name=CONTROL)
+    with pytest.raises(ValueError, match='"1-ulp nudge" is what the control is called'):
+        compare(model(), data(), ["32-true", named], control=CONTROL, **SETTINGS)
+    monkeypatch.setattr(comparison, "nudged", lambda *a, **o: pytest.fail("nothing to nudge"))
     result = compare(model(), data(), ["32-true", named], seeds=1, **SETTINGS)
     alone = train(model(), data(), precision="bf16-mixed", seed=0, **SETTINGS)
     assert result.runs[CONTROL][0].losses == alone.losses
-    with pytest.raises(ValueError, match='"1-ulp nudge" is what the control is called'):
-        compare(model(), data(), ["32-true", named], control=CONTROL, **SETTINGS)
 
 
 # --- values and differences -------------------------------------------------------------------

@@ -184,9 +184,16 @@ def test_power_is_a_probability_however_large_the_effect(seeds):
     powers = [t_test_power(x, seeds=seeds) for x in (0.0, 0.1, 1.0, 10.0, 1e3)]
     assert powers == sorted(powers) and powers[0] == pytest.approx(0.05)
     assert powers[-1] == pytest.approx(1.0)
-    assert t_test_power(5.999 / math.sqrt(seeds), seeds=seeds) == pytest.approx(
-        t_test_power(6.001 / math.sqrt(seeds), seeds=seeds), abs=1e-3
-    )
+
+
+@pytest.mark.parametrize("seeds", [3, 8, 10_000, 10**6])
+@pytest.mark.parametrize("shift", [5.999, 6.001, 8.0, 10.0, 20.0])
+def test_power_has_the_same_value_for_both_signs_and_far_out(seeds, shift):
+    effect = shift / math.sqrt(seeds)
+    power = t_test_power(effect, seeds=seeds)
+    assert t_test_power(-effect, seeds=seeds) == power
+    critical = stats.t.ppf(0.975, seeds - 1)
+    assert power == pytest.approx(stats.ncf.sf(critical**2, 1, seeds - 1, shift**2), rel=1e-6)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
@@ -227,6 +234,10 @@ def test_a_difference_that_no_number_of_seeds_shows_is_refused():
         paired().seeds_needed(0.0)
     with pytest.raises(ValueError, match=r"difference=1e-09: takes more than 1,048,576 seeds"):
         paired().seeds_needed(1e-9)
+    one_effect = paired().sd / paired().baseline_mean
+    assert 800_000 < paired().seeds_needed(2.8 / math.sqrt(900_000) * one_effect) < 1_000_000
+    with pytest.raises(ValueError, match="takes more than"):
+        paired().seeds_needed(2.8 / math.sqrt(1_400_000) * one_effect)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.05, 1.0, 80])
@@ -235,6 +246,8 @@ def test_a_power_that_chance_reaches_or_that_nothing_reaches_is_refused(power):
         with pytest.raises(ValueError, match=rf"power={power}: expected more than 0\.05"):
             use(power=power)
     assert paired(confidence=0.99).detectable(power=0.05) > 0
+    with pytest.raises(ValueError, match=r"power=0\.25: expected more than 0\.25"):
+        paired(confidence=0.75).detectable(power=0.25)
 
 
 # --- bad input --------------------------------------------------------------------------------
