@@ -7,6 +7,7 @@ tensors put the same question to CUDA's rules on a machine without a GPU.
 import contextlib
 import functools
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,19 @@ def test_an_autocast_region_around_does_not_change_what_is_measured(cpu: Policy)
         assert measure_policy("cpu", torch.bfloat16) == cpu
 
 
+def test_an_operator_that_refuses_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    wrong = Operator("wrong", "x", lambda x: torch.dot(x, x), ((2, 2),))
+    log.addHandler(caplog.handler)  # torch's loggers do not pass messages on
+    try:
+        measure_policy("cuda", tensors="fake", operators=[wrong])
+    finally:
+        log.removeHandler(caplog.handler)
+    assert caplog.records == []
+    assert log.level == before
+
+
 def test_results_come_from_tuples_too() -> None:
     operator = Operator("pair", "x", lambda x: ((x.half(), x), x), ((2,),))
     (rule,) = measure_policy("cpu", operators=[operator]).rules
@@ -377,6 +391,7 @@ def test_a_table_has_a_row_for_each_operator_and_input(cpu: Policy) -> None:
         ("BMM", {"bmm", "addbmm", "baddbmm"}),
         ("convolutions", {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}),
         ("widest", {"cat", "stack", "index_copy"}),
+        ("fourier", {rule.name for rule in OPERATORS if rule.family.endswith("and Fourier")}),
     ],
 )
 def test_a_filter_looks_at_operator_family_and_category(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+import mpbook.trace
 from mpbook import plots
 from mpbook.models import CNN, GPT, MLP, GPTConfig
 from mpbook.precision import PRECISIONS
@@ -117,6 +118,46 @@ def test_work_between_the_children_belongs_to_the_parent() -> None:
     assert trace.of("first").backward_in == trace.of("second").backward_in == ("bfloat16",)
     assert trace.of(LOSS).backward_in == ()  # expanding a number is a view
     assert {c.module for c in of_phase(trace, "backward")} == {MODEL, "first", "second"}
+
+
+def test_a_module_that_is_called_twice_keeps_the_dtypes_of_both_calls() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.tanh = nn.Linear(4, 4), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tanh(self.layer(self.tanh(x)))
+
+    row = trace_dtypes(Again(), numbers(2, 4).requires_grad_(), "bf16-mixed").of("tanh")
+    both = ("bfloat16", "float32")
+    assert row.inputs == row.computed_in == row.outputs == row.backward_in == both
+    assert row.calls == 2
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+def test_products_are_emulated_where_training_emulates_them(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    emulation = mpbook.trace.matmul_emulation
+    monkeypatch.setattr(
+        "mpbook.trace.matmul_emulation",
+        lambda dtype, device: asked.append((dtype, device)) or emulation(dtype, device),
+    )
+    trace_dtypes(MLP(4, 2), numbers(2, 4), precision)
+    assert asked == [(PRECISIONS[precision].compute_dtype, torch.device("cpu"))]
+
+
+def test_backward_runs_in_the_thread_that_numbered_the_graph() -> None:
+    allowed: list[bool] = []
+
+    def loss(y: Tensor) -> Tensor:
+        allowed.append(torch.autograd.is_multithreading_enabled())
+        return y.float().sum()
+
+    trace_dtypes(MLP(4, 2), numbers(2, 4), "bf16-mixed", loss=loss)
+    assert allowed == [False]
 
 
 def test_the_loss_is_outside_autocast_and_has_a_row_of_its_own() -> None:
@@ -382,7 +423,8 @@ def test_tracing_twice_gives_the_same() -> None:
 def test_the_model_and_the_random_numbers_are_left_as_they_were(
     precision: str, device: str
 ) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).to(device)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Dropout())
+    model.to(device)
     model[0].weight.grad = torch.ones_like(model[0].weight)
     model[2].eval()
     before = copy.deepcopy(model.state_dict())
@@ -442,6 +484,8 @@ def test_modules_that_the_batch_does_not_reach_are_listed() -> None:
     assert trace.never_called == ("spare", "spare.0")
     assert trace.of("spare.0").weights == ("float32",)
     assert [row[2] for row in trace.table().rows if row[0] == "spare.0"] == ["never called"]
+    labels = trace.diagram().axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["used", "spare.0", LOSS]
 
 
 def test_16_bit_weights_under_a_mixed_precision_are_pointed_out() -> None:
