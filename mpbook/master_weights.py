@@ -247,7 +247,8 @@ class Float32Updates(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and what this one keeps beside the weights."""
         kept = [tensor.detach() for tensor in self.kept.values()]
-        return {**self.optimizer.state_dict(), **self._identity(), "kept": kept}
+        own = {"wrapper": type(self).__name__, "parameters": self._described(), "kept": kept}
+        return {**self.optimizer.state_dict(), **own}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -256,19 +257,28 @@ class Float32Updates(torch.optim.Optimizer):
         Raises:
             ValueError: the state of another kind of optimizer, or of other parameters.
         """
-        for part, mine in self._identity().items():
-            if state_dict.get(part) != mine:
-                raise ValueError(
-                    f"state_dict: its {part} is {state_dict.get(part)}, expected {mine}"
-                )
+        self._check_saved(state_dict.get("wrapper"), state_dict.get("parameters", []))
         self.optimizer.load_state_dict(state_dict)
         for kept, saved in zip(self.kept.values(), state_dict["kept"], strict=True):
             kept.copy_(saved)
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same in a state that is to be loaded."""
-        parameters = [f"{p.dtype} {tuple(p.shape)}" for p in self._wrapped_as]
-        return {"wrapper": type(self).__name__, "parameters": parameters}
+    def _check_saved(self, wrapper: str | None, parameters: list[str]) -> None:
+        """Refuse the state of another kind of optimizer, or of other parameters."""
+        if wrapper != type(self).__name__:
+            saved = wrapper or "an optimizer that was not wrapped"
+            raise ValueError(f"state_dict: is of {saved}, expected of {type(self).__name__}")
+        expected = self._described()
+        if len(parameters) != len(expected):
+            raise ValueError(
+                f"state_dict: is of {len(parameters)} parameters, expected {len(expected)}"
+            )
+        for index, (saved, mine) in enumerate(zip(parameters, expected, strict=True)):
+            if saved != mine:
+                raise ValueError(f"state_dict: parameter {index} was {saved}, expected {mine}")
+
+    def _described(self) -> list[str]:
+        """Dtype and shape of each parameter."""
+        return [f"{p.dtype} {tuple(p.shape)}" for p in self._wrapped_as]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle needs: all but the hooks and a scheduler's patch of `step`."""

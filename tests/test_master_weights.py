@@ -487,6 +487,15 @@ def test_gradients_can_be_changed_before_the_step():
     assert parameter.eq(0.75).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_float32_gradients_are_gone_after_the_step(kind):
+    parameter = weight()
+    optimizer = wrap(kind, sgd([parameter]))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert optimizer.copies[parameter].grad is None
+
+
 def test_gradients_are_taken_anew_in_the_next_step():
     parameter = weight()
     optimizer = MasterWeights(sgd([parameter]))
@@ -804,6 +813,29 @@ def test_a_closure_does_not_use_gradients_that_were_taken_before(kind):
     assert parameter.eq(0.75).all()
 
 
+class WithoutGradMode(torch.optim.SGD):
+    """SGD that leaves it to its caller whether autograd is on while the closure runs."""
+
+    def step(self, closure=None):
+        loss = closure()
+        super().step()
+        return loss
+
+
+def test_a_closure_runs_with_autograd_on_whatever_the_optimizer_does():
+    parameter = weight()
+    optimizer = MasterWeights(WithoutGradMode([parameter], lr=0.5))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = parameter.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert parameter.eq(0.5).all()
+
+
 # --- shapes, ties, options --------------------------------------------------------------------
 
 
@@ -969,21 +1001,21 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(kind):
             steps(optimizer, parameter)
         return parameters, optimizer
 
-    others = [trained(other, 4, 6) for other in KINDS if other != kind]
-    others += [
-        trained(None, 4, 6),
-        trained(kind, 4),
-        trained(kind, 4, 6, 6),
-        trained(kind, 4, 5),
-        trained(kind, 6, 4),
-        trained(kind, 4, 6, dtype=F16),
-        trained(kind, 4, 6, dtype=F32),
-        trained(kind, 4, 6, groups=2),
+    refused = [(trained(other, 4, 6), "is of .*, expected of") for other in KINDS if other != kind]
+    refused += [
+        (trained(None, 4, 6), "is of an optimizer that was not wrapped, expected of"),
+        (trained(kind, 4), "is of 1 parameters, expected 2"),
+        (trained(kind, 4, 6, 6), "is of 3 parameters, expected 2"),
+        (trained(kind, 4, 5), r"parameter 1 was torch.bfloat16 \(5,\), expected .*16 \(6,\)"),
+        (trained(kind, 6, 4), "parameter 0 was"),
+        (trained(kind, 4, 6, dtype=F16), "parameter 0 was torch.float16"),
+        (trained(kind, 4, 6, dtype=F32), "parameter 0 was torch.float32"),
+        (trained(kind, 4, 6, groups=2), "different number of parameter groups"),
     ]
     _, optimizer = trained(kind, 4, 6)
     before = copy.deepcopy(optimizer.state_dict())
-    for _, other in others:
-        with pytest.raises(ValueError, match=r"state.dict"):
+    for (_, other), message in refused:
+        with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(other.state_dict())
     after = optimizer.state_dict()
     assert after["param_groups"] == before["param_groups"]
