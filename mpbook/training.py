@@ -28,7 +28,7 @@ from mpbook import checkpoints
 from mpbook.data import Data
 from mpbook.device import matmul_emulation, pick
 from mpbook.device import name as device_name
-from mpbook.loss_scaling import DynamicLossScaler, StaticLossScaler
+from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
 from mpbook.lost_updates import updates_lost
 from mpbook.master_weights import (
     Float32Updates,
@@ -51,19 +51,12 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scaler: StaticLossScaler | None
+    scaler: StaticLossScaler
     precision: Precision
     settings: Settings
     device: torch.device
     generator: torch.Generator
     forward: Callable[[Tensor], Tensor]
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients that the optimizer will use, as it will use them."""
-        if isinstance(self.optimizer, Float32Updates):
-            return self.optimizer.take_gradients()
-        groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""
@@ -85,25 +78,21 @@ def training_step(
         The loss and the norm of the unscaled gradients, as 0-dimensional
         float32 tensors, and whether the weights were updated.
     """
-    scaler, finite = trainer.scaler, True
-    trainer.optimizer.zero_grad()
+    scaler, optimizer = trainer.scaler, trainer.optimizer
+    optimizer.zero_grad()
 
     loss = trainer.loss(inputs, targets)  # forward in 16 bits
-    scaled = loss if scaler is None else scaler.scale(loss)
-    scaled.backward()  # backward in 16 bits
+    scaler.scale(loss).backward()  # backward in 16 bits
 
-    gradients = trainer.gradients()
-    if scaler is not None:
-        finite = scaler.unscale_(gradients)  # in float32
+    scaler.unscale_(optimizer)  # in float32
+    gradients = gradients_of(optimizer)
     norm = gradient_norm(gradients)
     if trainer.settings.clip_norm is not None:
         clip(gradients, norm, trainer.settings.clip_norm)
 
-    if finite:
-        trainer.optimizer.step()  # in float32, if the weights are
-    if scaler is not None:
-        scaler.update(finite=finite)
-    return loss.detach(), norm, finite
+    updated = scaler.step(optimizer)  # in float32, if the weights are
+    scaler.update()
+    return loss.detach(), norm, updated
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
@@ -204,7 +193,7 @@ def _loop(
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
             inputs, targets = data.sample(settings.batch_size, trainer.generator)
-            scale = trainer.scaler.loss_scale if trainer.scaler else 1.0
+            scale = trainer.scaler.loss_scale
             if step == first:  # outside the clock: it counts memory, and warms caches up
                 loss, norm, updated = _measured_step(trainer, run, inputs, targets, step)
                 watch.start()
@@ -338,9 +327,9 @@ def _prepare_optimizer(
     return optimizer
 
 
-def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler | None:
+def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler:
     if precision.loss_scale is None:
-        return None
+        return NoLossScaler()
     if precision.loss_scale == "dynamic":
         return DynamicLossScaler(growth_interval=settings.loss_scale_growth_interval)
     return StaticLossScaler(float(precision.loss_scale))
@@ -420,7 +409,7 @@ def _save(path: Path, trainer: Trainer, run: Run) -> None:
         "identity": _identity(trainer, run),
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
+        "scaler": trainer.scaler.state_dict(),
         "batches": trainer.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_cuda else None,
@@ -441,8 +430,7 @@ def _load(path: Path, trainer: Trainer, run: Run) -> None:
             )
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    if trainer.scaler:
-        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.scaler.load_state_dict(state["scaler"])
     trainer.generator.set_state(state["batches"])
     torch.set_rng_state(state["torch_rng"])
     if trainer.device.type == "cuda" and state["cuda_rng"] is not None:
