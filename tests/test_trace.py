@@ -160,6 +160,14 @@ def test_backward_runs_in_the_thread_that_numbered_the_graph() -> None:
     assert allowed == [False]
 
 
+def test_what_a_modules_own_pre_hook_casts_belongs_to_the_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model[1].register_forward_pre_hook(lambda _module, args: (args[0].bfloat16(),))
+    trace = trace_dtypes(model, numbers(2, 4), "32-true")
+    assert trace.casts[0].module == "1"
+    assert (trace.of("1").inputs, trace.of("1").outputs) == (("float32",), ("bfloat16",))
+
+
 def test_the_loss_is_outside_autocast_and_has_a_row_of_its_own() -> None:
     target = torch.tensor([0, 1])
 
@@ -228,6 +236,40 @@ def test_one_matrix_under_two_names_is_one_weight() -> None:
     (cast,) = [c for c in of_phase(trace, "forward") if c.module == "head" and c.what == "weight"]
     assert cast.parameter == "token_embedding.weight"
     assert cast.bytes == 16 * 8 * 6
+
+
+def test_weights_that_share_a_storage_keep_their_names() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            numbers = torch.rand(20)
+            self.first = nn.Parameter(numbers[:12].view(3, 4))
+            self.second = nn.Parameter(numbers[12:].view(2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.first).sum() + functional.linear(x, self.second).sum()
+
+    trace = trace_dtypes(Packed(), numbers(2, 4), "bf16-mixed")
+    weights = [c for c in of_phase(trace, "forward") if c.what == "weight"]
+    assert [(c.parameter, c.bytes_read) for c in weights] == [("first", 48), ("second", 32)]
+
+
+def test_a_part_of_a_weight_is_that_weight() -> None:
+    class Part(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.weight[1:])
+
+    trace = trace_dtypes(Part(4, 3), numbers(2, 4), "bf16-mixed")
+    (cast,) = [c for c in of_phase(trace, "forward") if c.what == "weight"]
+    assert (cast.parameter, cast.bytes_read, cast.cached) == ("weight", 2 * 4 * 4, False)
+
+
+def test_an_empty_weight_does_not_claim_empty_activations() -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.register_parameter("empty", nn.Parameter(torch.zeros(0)))
+    trace = trace_dtypes(model, torch.zeros(0, 4), "bf16-mixed")
+    assert {c.parameter for c in trace.casts if c.module == "0"} == {"", "0.weight", "0.bias"}
+    assert {c.what for c in trace.casts if c.bytes == 0} == {"activation", "gradient"}
 
 
 def test_casts_of_one_weight_to_two_dtypes_are_no_repetition() -> None:
