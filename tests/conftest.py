@@ -4,6 +4,7 @@
 * `page_url(page, scheme="http")`: the address of a built page, over http or from disk.
 * `browser`: Chromium, one for the whole run; under CI a missing browser fails, elsewhere it skips.
 * `visit(page, ...)`: opens a page as a reader would and records what went wrong on it.
+* `load_module(name)`, `open_explorer(*explorers)`: an explorer's JavaScript, a page of explorers.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
 from hypothesis import settings
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from visits import ROOT, OpenPage, PageUrl, Scheme, Theme, Visit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -159,3 +161,45 @@ def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPa
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="module")
+def load_module(browser: Browser) -> Iterator[LoadModule]:
+    """Return a function that opens a page with a module of the explorers as ``window.m``."""
+    pages: list[Page] = []
+
+    def load(name: str) -> Page:
+        pages.append(import_module(browser, name))
+        return pages[-1]
+
+    yield load
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture
+def open_explorer(browser: Browser, tmp_path: Path) -> Iterator[OpenExplorer]:
+    """Return a function that opens explorers from disk, in a page with nothing else.
+
+    An error on the page, or a word on its console, fails the test.
+    """
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+
+    def open_page(*explorers: Any, width: int = 800, **options: Any) -> Page:
+        file = write_page(tmp_path, explorers)
+        context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
+        contexts.append(context)
+        context.set_default_timeout(5000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.goto(file.as_uri())
+        has_script = options.get("java_script_enabled", True)
+        page.locator(".mp-explorer" if has_script else ".mp-static").last.wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []

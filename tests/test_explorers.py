@@ -13,22 +13,19 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import comm
 import numpy as np
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
 from comm.base_comm import BaseComm
+from explorer_pages import LoadModule, OpenExplorer, drag, serious_violations, twin
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from sphinx_extension import bundle_source
+from playwright.sync_api import Locator, Page, expect
 
 from mpbook.explorers import FloatExplorer
-from mpbook.explorers.base import STATIC
 from mpbook.explorers.float_explorer import classify, exact_decimal, usable_overflow
 from mpbook.formats import (
     FORMATS,
@@ -66,7 +63,7 @@ CALL_ON_DOUBLES = """([body, bytes, format, rest]) => {
   const decoded = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
   const f = new Function("m", "x", "f", "rest", `return ${body}`);
   const results = Float64Array.from(new Float64Array(decoded.buffer), (x) => {
-    try { return f(window.explorer, x, format, rest) ?? NaN; } catch { return -12345.5; }
+    try { return f(window.m, x, format, rest) ?? NaN; } catch { return -12345.5; }
   });
   let text = "";
   for (const byte of new Uint8Array(results.buffer)) text += String.fromCharCode(byte);
@@ -89,7 +86,7 @@ class Numbers:
 
     def text(self, body: str, x: str, format: FloatFormat = FORMATS["float16"]) -> Any:
         """Evaluate `body` once, for functions from or to text."""
-        script = "([body, x, f]) => new Function('m', 'x', 'f', `return ${body}`)(explorer, x, f)"
+        script = "([body, x, f]) => new Function('m', 'x', 'f', `return ${body}`)(window.m, x, f)"
         return self.page.evaluate(script, [body, x, as_json(format)])
 
 
@@ -98,18 +95,8 @@ def as_json(format: FloatFormat) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def numbers(browser: Browser) -> Iterator[Numbers]:
-    page = browser.new_page()
-    source = (STATIC / "float_explorer.mjs").read_text("utf-8")
-    page.evaluate(
-        """async (source) => {
-          const url = URL.createObjectURL(new Blob([source], {type: "text/javascript"}));
-          window.explorer = await import(url);
-        }""",
-        source,
-    )
-    yield Numbers(page)
-    page.close()
+def numbers(load_module: LoadModule) -> Numbers:
+    return Numbers(load_module("float_explorer"))
 
 
 def assert_same(ours: Doubles, expected: Any) -> None:
@@ -275,50 +262,6 @@ def test_long_decimals_are_cut(numbers: Numbers, value: float, text: str) -> Non
 
 # --- The page without a kernel ------------------------------------------------------------------
 
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Explorer</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>:root {{ color-scheme: light dark }} body {{ margin: 16px; font-family: sans-serif }}</style>
-<style>{css}</style>
-<script src="explorers_bundle.js"></script><script src="{static}/mount.js"></script></head>
-<body><main><h1>Explorer</h1>{twins}<div style="height: 2000px"></div></main></body></html>"""
-
-OpenExplorer = Callable[..., Page]
-
-
-@pytest.fixture
-def open_explorer(browser: Browser, tmp_path: Path) -> Iterator[OpenExplorer]:
-    """Return a function that opens explorers from disk, in a page with nothing else."""
-    contexts: list[BrowserContext] = []
-    problems: list[str] = []
-
-    def open_page(*explorers: FloatExplorer, width: int = 800, **options: Any) -> Page:
-        (tmp_path / "explorers_bundle.js").write_text(bundle_source(STATIC), "utf-8")
-        twins = "".join(twin(explorer) for explorer in explorers or [FloatExplorer()])
-        file = tmp_path / "page.html"
-        css = (STATIC / "explorers.css").read_text("utf-8")
-        file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, twins=twins), "utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
-        contexts.append(context)
-        context.set_default_timeout(5000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text))
-        page.goto(file.as_uri())
-        page.locator(
-            ".mp-explorer" if options.get("java_script_enabled", True) else ".mp-static"
-        ).last.wait_for()
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def twin(explorer: FloatExplorer) -> str:
-    data, _ = explorer._repr_mimebundle_()
-    return str(data["text/html"])
-
 
 def said(page: Page) -> Locator:
     return page.locator(".mp-live").first
@@ -354,15 +297,9 @@ def test_a_click_flips_a_bit_and_says_the_number(open_explorer: OpenExplorer) ->
 @pytest.mark.browser
 def test_a_drag_sets_every_bit_on_its_way(open_explorer: OpenExplorer) -> None:
     page = open_explorer(FloatExplorer(1.0))
-    start = page.get_by_label("mantissa bit, worth 1/2", exact=True).bounding_box()
-    end = page.get_by_label("mantissa bit, worth 1/64", exact=True).bounding_box()
-    assert start
-    assert end
-    page.mouse.move(start["x"] + 9, start["y"] + 9)
-    page.mouse.down()
-    page.mouse.move(end["x"] + 9, end["y"] + 9, steps=20)
-    page.mouse.up()
-    page.mouse.move(end["x"] + 99, end["y"] + 9)
+    start = page.get_by_label("mantissa bit, worth 1/2", exact=True)
+    drag(page, start, page.get_by_label("mantissa bit, worth 1/64", exact=True), steps=20)
+    page.mouse.move(700, 100)
     expect(said(page)).to_have_text("float16: 1.984375, exact")
     assert bits(page) == "0" + "01111" + "1111110000"
 
@@ -392,7 +329,7 @@ def test_bits_by_keyboard(open_explorer: OpenExplorer) -> None:
     ],
 )
 def test_a_number_typed(open_explorer: OpenExplorer, typed: str, sentence: str) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     page.get_by_label("Number", exact=True).fill(typed)
     expect(said(page)).to_have_text(sentence)
     expect(page.get_by_label("Number", exact=True)).to_have_value(typed)
@@ -565,7 +502,7 @@ def test_a_format_given_from_python(open_explorer: OpenExplorer) -> None:
 
 @pytest.mark.browser
 def test_the_wheel_is_the_pages(open_explorer: OpenExplorer) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     stage = page.locator(".mp-stage")
     page.mouse.move(10, 10)
     stage.hover()
@@ -578,7 +515,7 @@ def test_the_wheel_is_the_pages(open_explorer: OpenExplorer) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("by", ["Ctrl", "focus"])
 def test_the_wheel_zooms_with_ctrl_or_focus(open_explorer: OpenExplorer, by: str) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     stage = page.locator(".mp-stage")
     before = view(page)
     stage.hover()
@@ -593,7 +530,7 @@ def test_the_wheel_zooms_with_ctrl_or_focus(open_explorer: OpenExplorer, by: str
 
 @pytest.mark.browser
 def test_ctrl_and_wheel_never_zoom_the_page(open_explorer: OpenExplorer) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     kept = """() => {
       const wheel = () => new WheelEvent("wheel", {deltaY: 400, ctrlKey: true, cancelable: true});
       const stage = document.querySelector(".mp-stage");
@@ -604,14 +541,9 @@ def test_ctrl_and_wheel_never_zoom_the_page(open_explorer: OpenExplorer) -> None
 
 @pytest.mark.browser
 def test_the_number_line_by_drag(open_explorer: OpenExplorer) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     before = view(page)
-    box = page.locator(".mp-stage").bounding_box()
-    assert box
-    page.mouse.move(box["x"] + 300, box["y"] + 50)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 200, box["y"] + 50, steps=5)
-    page.mouse.up()
+    drag(page, page.locator(".mp-stage"), (-100, 0))
     assert view(page) != before
     expect(page.get_by_label("Number", exact=True)).to_have_value("0.1")
 
@@ -667,7 +599,7 @@ def test_all_is_logarithmic_and_holds_every_number(open_explorer: OpenExplorer) 
 
 @pytest.mark.browser
 def test_the_number_line_by_keyboard(open_explorer: OpenExplorer) -> None:
-    page = open_explorer()
+    page = open_explorer(FloatExplorer())
     page.locator(".mp-stage").focus()
     seen = [view(page)]
     for key in ("-", "+", "+", "ArrowRight", "ArrowLeft", "w", "0"):
@@ -726,12 +658,7 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(
         FloatExplorer(0.3, OTHERS[0]),
     ]
     page = open_explorer(*explorers, width=width, color_scheme=theme)
-    serious = [
-        (found["id"], [node["html"] for node in found["nodes"]])
-        for found in Axe().run(page).response["violations"]
-        if found["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert serious_violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wide = (
         "[...document.querySelectorAll('.mp-explorer')].map((e) => e.scrollWidth - e.clientWidth)"
@@ -742,7 +669,7 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(
 @pytest.mark.browser
 def test_dark_theme_turns_the_explorer_dark(open_explorer: OpenExplorer) -> None:
     def brightness(theme: str) -> int:
-        page = open_explorer(color_scheme=theme)
+        page = open_explorer(FloatExplorer(), color_scheme=theme)
         colour = "getComputedStyle(document.querySelector('.mp-explorer')).backgroundColor"
         return int(page.evaluate(f"Number({colour}.match(/\\d+/)[0])"))
 
@@ -752,7 +679,7 @@ def test_dark_theme_turns_the_explorer_dark(open_explorer: OpenExplorer) -> None
 
 @pytest.mark.browser
 def test_reduced_motion_stills_the_bits(open_explorer: OpenExplorer) -> None:
-    page = open_explorer(reduced_motion="reduce")
+    page = open_explorer(FloatExplorer(), reduced_motion="reduce")
     style = "getComputedStyle(document.querySelector('.mp-bit'))"
     assert page.evaluate(f"{style}.transitionProperty") == "none"
 

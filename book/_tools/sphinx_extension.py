@@ -23,6 +23,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from mpbook.explorers.modules import explorer_modules
+
 # What the theme's and docutils' own HTML lacks for people who use a keyboard or a screen reader.
 ACCESSIBLE = {
     '<div class="pst-scrollable-table-container">': (
@@ -41,8 +43,7 @@ logger = logging.getLogger(__name__)
 
 def bundle_source(folder: Path) -> str:
     """Return a script that holds every explorer module of `folder` as a string, by its name."""
-    modules = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.mjs"))}
-    return f"window.MPBOOK_EXPLORERS = {json.dumps(modules, sort_keys=True)};\n"
+    return f"window.MPBOOK_EXPLORERS = {json.dumps(explorer_modules(folder), sort_keys=True)};\n"
 
 
 def write_bundle(app: Sphinx, _error: Exception | None = None) -> None:

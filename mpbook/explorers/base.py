@@ -8,16 +8,17 @@ an ``<mp-widget>`` element that holds the same state as JSON and a static pictur
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
 import traitlets
 
-STATIC = Path(__file__).parent / "static"
+from mpbook.explorers.modules import STATIC
+from mpbook.formats import FloatFormat
 
 
 class BadTraitError(traitlets.TraitError, ValueError):
@@ -39,11 +40,31 @@ class Checked(traitlets.TraitType[Any, Any]):
             raise BadTraitError(str(error)) from error
 
 
+def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
+    """A check for `Checked`: the trait of this name is one of the choices."""
+
+    def check(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: expected one of {choices}")
+        return value
+
+    return check
+
+
+def format_trait(check: Callable[[Any], FloatFormat], default: FloatFormat) -> Any:
+    """A trait that holds a `FloatFormat` here and its fields in JavaScript."""
+    return Checked(check, default).tag(
+        sync=True,
+        to_json=lambda format, widget: dataclasses.asdict(format),
+        from_json=lambda fields, widget: FloatFormat(**fields),
+    )
+
+
 class Explorer(anywidget.AnyWidget):
     """An anywidget with a kernel-less twin.
 
-    A subclass sets ``_esm``, names its module in ``_twin``, lists in ``_twin_traits`` what the
-    module reads, and draws the number's static picture in ``_fallback``.
+    A subclass names its module in ``_twin`` and gives it to anywidget as ``_esm``, lists in
+    ``_twin_traits`` what the module reads, and says the same in ``_fallback``.
     """
 
     _css = STATIC / "explorers.css"

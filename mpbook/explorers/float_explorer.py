@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 import traitlets
 
-from mpbook.explorers.base import STATIC, BadTraitError, Checked, Explorer
+from mpbook.explorers.base import BadTraitError, Checked, Explorer, format_trait, one_of
+from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import (
     FORMATS,
     FloatFormat,
@@ -58,10 +59,7 @@ def _as_drawable(format: Any) -> FloatFormat:
     return found
 
 
-def _as_overflow(rule: Any) -> Overflow:
-    if rule not in get_args(Overflow):
-        raise ValueError(f"overflow={rule!r}: expected one of {get_args(Overflow)}")
-    return rule
+_as_overflow = one_of("overflow", get_args(Overflow))
 
 
 def _as_code(code: Any) -> int:
@@ -72,14 +70,6 @@ def _as_code(code: Any) -> int:
 
 def _number_to_json(value: float, widget: Any = None) -> str:
     return repr(value)  # as text, since JSON has no infinity and no NaN
-
-
-def _format_to_json(format: FloatFormat, widget: Any = None) -> dict[str, Any]:
-    return dataclasses.asdict(format)
-
-
-def _format_from_json(fields: dict[str, Any], widget: Any = None) -> FloatFormat:
-    return FloatFormat(**fields)
 
 
 class FloatExplorer(Explorer):
@@ -103,14 +93,12 @@ class FloatExplorer(Explorer):
     '0x2e66'
     """
 
-    _esm = STATIC / "float_explorer.mjs"
+    _esm = linked(STATIC / "float_explorer.mjs")
     _twin = "float_explorer"
     _twin_traits = ("value", "format", "code", "overflow", "formats")
 
     value = Checked(_as_number, 0.1).tag(sync=True, to_json=_number_to_json)
-    format = Checked(_as_drawable, FORMATS["float16"]).tag(
-        sync=True, to_json=_format_to_json, from_json=_format_from_json
-    )
+    format = format_trait(_as_drawable, FORMATS["float16"])
     code = Checked(_as_code, 0).tag(sync=True)
     overflow = Checked(_as_overflow, "inf").tag(sync=True)
     formats = traitlets.List([dataclasses.asdict(f) for f in FORMATS.values()]).tag(sync=True)

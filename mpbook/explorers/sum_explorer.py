@@ -15,7 +15,8 @@ import torch
 import traitlets
 from torch import Tensor
 
-from mpbook.explorers.base import STATIC, Checked, Explorer
+from mpbook.explorers.base import Checked, Explorer, format_trait, one_of
+from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, FloatFormat, Rounding, as_format, round_to
 from mpbook.sums import exact_sum, kahan_sums, overflow_rule, pairwise_sum, running_sums
 
@@ -84,15 +85,6 @@ def source_terms(source: Source, count: int, format: FloatFormat) -> Tensor:
 # --- The widget --------------------------------------------------------------------------------
 
 
-def _one_of(name: str, choices: tuple[str, ...]) -> Any:
-    def check(value: Any) -> Any:
-        if value not in choices:
-            raise ValueError(f"{name}={value!r}: expected one of {choices}")
-        return value
-
-    return check
-
-
 def _as_count(n: Any) -> int:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= LONGEST:
         raise ValueError(f"n={n!r}: expected an integer from 1 to {LONGEST}")
@@ -106,14 +98,6 @@ def _as_summable(format: Any) -> FloatFormat:
             f"format={found.name!r}: expected one with a sign, a zero and 23 mantissa bits at most"
         )
     return found
-
-
-def _format_to_json(format: FloatFormat, widget: Any = None) -> dict[str, Any]:
-    return dataclasses.asdict(format)
-
-
-def _format_from_json(fields: dict[str, Any], widget: Any = None) -> FloatFormat:
-    return FloatFormat(**fields)
 
 
 class SumExplorer(Explorer):
@@ -138,17 +122,15 @@ class SumExplorer(Explorer):
     256.0
     """
 
-    _esm = STATIC / "sum_explorer.mjs"
+    _esm = linked(STATIC / "sum_explorer.mjs")
     _twin = "sum_explorer"
     _twin_traits = ("n", "format", "rounding", "method", "source", "formats", "pixels")
 
     n = Checked(_as_count, LONGEST // 2).tag(sync=True)
-    format = Checked(_as_summable, FORMATS["float16"]).tag(
-        sync=True, to_json=_format_to_json, from_json=_format_from_json
-    )
-    rounding = Checked(_one_of("rounding", ROUNDINGS), "nearest-even").tag(sync=True)
-    method = Checked(_one_of("method", get_args(Method)), "running").tag(sync=True)
-    source = Checked(_one_of("source", get_args(Source)), "ones").tag(sync=True)
+    format = format_trait(_as_summable, FORMATS["float16"])
+    rounding = Checked(one_of("rounding", ROUNDINGS), "nearest-even").tag(sync=True)
+    method = Checked(one_of("method", get_args(Method)), "running").tag(sync=True)
+    source = Checked(one_of("source", get_args(Source)), "ones").tag(sync=True)
     formats = traitlets.List([dataclasses.asdict(f) for f in FORMATS.values() if f.signed]).tag(
         sync=True
     )

@@ -1,7 +1,8 @@
 // The float explorer: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
-// No imports and no network. A format is data, described by Python in the field names of
-// mpbook.formats.FloatFormat: {name, exponent_bits, mantissa_bits, bias, specials, signed,
-// subnormals}. Codes are Numbers up to 2^32, so bits are taken by division, not by 32-bit operators.
+// A format is data, described by Python in the field names of mpbook.formats.FloatFormat: {name,
+// exponent_bits, mantissa_bits, bias, specials, signed, subnormals}. Codes are Numbers up to 2^32, so bits are taken by division, not by 32-bit operators.
+
+import { button, chooser, clamp, floorLog2, h, labelled, largest, maxCode, present, say, superscript, typeset } from "./kit.mjs";
 
 // --- Numbers and codes: the arithmetic of mpbook/formats.py, which the tests prove equal ---------
 
@@ -11,13 +12,6 @@ const hiddenBit = (f) => 2 ** f.mantissa_bits;
 const lowestBinade = (f) => Number(f.subnormals) - f.bias;
 const hasInf = (f) => f.specials === "inf_nan";
 const hasNaN = (f) => f.specials !== "none";
-const largest = (f) => decode(maxCode(f), f);
-
-function maxCode(f) {
-  const allOnes = signWeight(f) - 1;
-  if (hasInf(f)) return allOnes - hiddenBit(f);
-  return f.specials === "nan" ? allOnes - 1 : allOnes;
-}
 
 function nanCode(f) {
   if (!hasNaN(f)) throw new RangeError(`${f.name} has no NaN, and this number has no code in it`);
@@ -50,12 +44,6 @@ export function classify(code, f) {
   if (!Number.isFinite(value)) return "infinity";
   if (value === 0) return "zero";
   return f.subnormals && fields(code, f).exponent === 0 ? "subnormal" : "normal";
-}
-
-function floorLog2(x) {
-  const guess = Math.floor(Math.log2(x));
-  if (2 ** guess > x) return guess - 1;
-  return 2 ** (guess + 1) <= x ? guess + 1 : guess;
 }
 
 function roundHalfEven(x) {
@@ -202,36 +190,8 @@ function placePoint(digits, exponent) {
   return rest ? `${whole}.${rest}` : whole;
 }
 
-const typeset = (text) => text.replaceAll("-", "−").replace("e+", "e").replace("nan", "NaN");
 const short = (x, digits = 6) => typeset(textOf(Number.isFinite(x) && x !== 0 ? Number(x.toPrecision(digits)) : x));
 const signed = (x, digits) => (x > 0 ? "+" : "") + short(x, digits);
-const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
-
-// --- The page: small helpers ---------------------------------------------------------------------
-
-function h(tag, attributes = {}, ...children) {
-  const isSvg = ["svg", "g", "path", "rect", "line", "circle", "text"].includes(tag);
-  const element = isSvg
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-const button = (label, onclick, attributes = {}) => h("button", { type: "button", onclick, ...attributes }, label);
-const labelled = (name, control) => h("label", { class: "mp-control" }, h("span", {}, name), control);
-
-function setOptions(select, options, chosen) {
-  select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
-  select.value = chosen;
-}
-
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
 // --- Parts. Each is {el, draw(s)}, where s = {value, f, code, overflow, rule, rounded, moved} ----
 
@@ -240,8 +200,8 @@ const OVERFLOW_NAMES = { inf: "to infinity", saturate: "saturate at max", nan: "
 
 function controls(act, formats) {
   const number = h("input", { class: "mp-number", spellcheck: "false", autocomplete: "off", autocapitalize: "off" });
-  const format = h("select", { onchange: () => act.format(chooseFormat(format.value)) });
-  const overflow = h("select", { onchange: () => act.overflow(overflow.value) });
+  const format = chooser("Format", [], (name) => act.format(chooseFormat(name)));
+  const overflow = chooser("Overflow", [], act.overflow);
   const problem = h("p", { class: "mp-problem", role: "alert" });
   const presets = PRESETS.map((text) => button(typeset(text), () => act.value(parseNumber(text))));
   let current = null;
@@ -264,7 +224,7 @@ function controls(act, formats) {
   return {
     complain,
     el: h("div", { class: "mp-controls" },
-      h("div", { class: "mp-row" }, labelled("Number", number), labelled("Format", format), labelled("Overflow", overflow)),
+      h("div", { class: "mp-row" }, labelled("Number", number), format.el, overflow.el),
       h("div", { class: "mp-row mp-presets", role: "group", "aria-label": "Try a number" }, h("span", {}, "Try"), ...presets),
       custom.el, problem),
     draw(s) {
@@ -272,9 +232,9 @@ function controls(act, formats) {
       if (!Object.is(parseNumber(number.value), s.value)) number.value = textOf(s.value);
       complain("");
       const own = formats.some((f) => f.name === s.f.name) ? "custom" : s.f.name;
-      setOptions(format, [...formats.map((f) => [f.name, f.name]), [own, own === "custom" ? "custom…" : own]], s.f.name);
+      format.offer([...formats.map((f) => [f.name, f.name]), [own, own === "custom" ? "custom…" : own]], s.f.name);
       const rules = Object.keys(OVERFLOW_NAMES).filter((rule) => usableOverflow(rule, s.f) === rule);
-      setOptions(overflow, rules.map((rule) => [rule, OVERFLOW_NAMES[rule]]), s.rule);
+      overflow.offer(rules.map((rule) => [rule, OVERFLOW_NAMES[rule]]), s.rule);
       custom.el.hidden = formats.some((f) => f.name === s.f.name);
       custom.draw(s);
     },
@@ -292,25 +252,25 @@ const SPECIALS = [
 function customFormat(act) {
   const exponent = h("input", { type: "number", min: 2, max: 8, onchange: change });
   const mantissa = h("input", { type: "number", min: 0, max: 23, onchange: change });
-  const specials = h("select", { onchange: change });
+  const specials = chooser("Top codes mean", SPECIALS, change);
   let current = null;
 
   function change() {
     const exponent_bits = clamp(Math.round(Number(exponent.value)) || 2, 2, 8);
-    const fewest = specials.value === "inf_nan" ? 1 : 0; // infinity and NaN need a bit to differ in
+    const fewest = specials.select.value === "inf_nan" ? 1 : 0; // infinity and NaN need a bit to differ in
     const mantissa_bits = clamp(Math.round(Number(mantissa.value)) || 0, fewest, 23);
     const bias = exponent_bits === current.exponent_bits ? current.bias : 2 ** (exponent_bits - 1) - 1;
-    act.format({ ...current, name: "custom", exponent_bits, mantissa_bits, bias, specials: specials.value });
+    act.format({ ...current, name: "custom", exponent_bits, mantissa_bits, bias, specials: specials.select.value });
   }
   return {
     el: h("fieldset", { class: "mp-row mp-custom" }, h("legend", {}, "Your own format"),
-      labelled("Exponent bits", exponent), labelled("Mantissa bits", mantissa), labelled("Top codes mean", specials)),
+      labelled("Exponent bits", exponent), labelled("Mantissa bits", mantissa), specials.el),
     draw(s) {
       current = s.f;
       exponent.value = s.f.exponent_bits;
       mantissa.value = s.f.mantissa_bits;
       const possible = SPECIALS.filter(([name]) => name !== "nan_is_negative_zero" || s.f.signed && s.f.subnormals);
-      setOptions(specials, possible, s.f.specials);
+      specials.offer(possible, s.f.specials);
     },
   };
 }
@@ -478,7 +438,7 @@ function facts(act) {
       cells.code.textContent = "0x" + s.code.toString(16).toUpperCase().padStart(Math.ceil(width(s.f) / 4), "0");
       const from = judged === "" || Object.is(s.value, s.rounded) ? "" : `from ${short(s.value, 9)}`;
       const said = `${s.f.name}: ${[short(s.rounded, 12), judged, from].filter(Boolean).join(", ")}`;
-      if (live.textContent !== said) live.textContent = said;
+      say(live, said);
     },
   };
 }
@@ -879,41 +839,27 @@ function actions(model, complain) {
 }
 
 function render({ model, el }) {
-  let top = null;
+  let shown = null;
   const formats = model.get("formats");
   const act = actions(model, (text) => {
-    draw();
+    shown.draw();
     top.complain(text);
   });
-  top = controls(act, formats);
-  const line = numberLine(act);
-  const parts = [top, bits(act), facts(act), line, table(act, formats)];
-  // JupyterLab's own shortcuts must not see the keys that are pressed in here.
-  const root = h("div", { class: "mp-explorer", role: "group", "aria-label": "Float explorer", "data-lm-suppress-shortcuts": "true" },
-    ...parts.map((part) => part.el));
-
-  let waiting = false;
+  const top = controls(act, formats);
   let moved = true; // whether a number or a format came that the number line goes to
-  const draw = () => {
-    const s = { ...readState(model), moved };
-    moved = false;
-    parts.forEach((part) => part.draw(s));
-  };
-  const soon = () => {
-    moved ||= !act.inPlace;
-    if (waiting) return;
-    waiting = true;
-    queueMicrotask(() => { waiting = false; draw(); });
-  };
-  el.append(root);
-  draw();
-  const observer = new ResizeObserver(() => line.resize(line.el.clientWidth));
-  observer.observe(line.el);
-  TRAITS.forEach((name) => model.on(`change:${name}`, soon));
-  return () => {
-    observer.disconnect();
-    TRAITS.forEach((name) => model.off(`change:${name}`, soon));
-  };
+  shown = present({ model, el }, {
+    name: "Float explorer",
+    traits: TRAITS,
+    parts: [top, bits(act), facts(act), numberLine(act), table(act, formats)],
+    state() {
+      const s = { ...readState(model), moved };
+      moved = false;
+      return s;
+    },
+    later: queueMicrotask,
+    changed() { moved ||= !act.inPlace; },
+  });
+  return shown.remove;
 }
 
 export default { render };

@@ -1,25 +1,13 @@
 // The sum explorer: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
-// No imports and no network. A format is data, described by Python in the field names of
-// mpbook.formats.FloatFormat. The sums are those of mpbook/sums.py, which the tests prove equal.
+// A format is data, described by Python in the field names of mpbook.formats.FloatFormat. The sums
+// are those of mpbook/sums.py, which the tests prove equal.
+
+import { change, chooser, clamp, floorLog2, h, labelled, largest, present, say, superscript, typeset } from "./kit.mjs";
 
 // --- Rounding: quotient by the gap, whole number, product -----------------------------------------
 
 const LONGEST = 8192;
 const SEED = 1; // of the terms; the bits of stochastic rounding come from the next one
-
-export function largest(f) {
-  const unit = 2 ** f.mantissa_bits;
-  const reserved = { inf_nan: unit, nan: 1 }[f.specials] ?? 0;
-  const code = 2 ** f.exponent_bits * unit - 1 - reserved;
-  const exponent = Math.floor(code / unit);
-  return (Number(exponent > 0) + (code % unit) / unit) * 2 ** (Math.max(exponent, 1) - f.bias);
-}
-
-function floorLog2(x) {
-  const guess = Math.floor(Math.log2(x));
-  if (2 ** guess > x) return guess - 1;
-  return 2 ** (guess + 1) <= x ? guess + 1 : guess;
-}
 
 // The gap between numbers at x; subnormals share that of the lowest binade.
 export function gap(x, f) {
@@ -137,7 +125,6 @@ export function stuckAfter(totals, terms) {
 
 // --- Numbers as text ------------------------------------------------------------------------------
 
-const typeset = (text) => text.replaceAll("-", "−").replace("e+", "e");
 function short(x, digits = 6) {
   if (Number.isNaN(x)) return "NaN";
   if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
@@ -147,34 +134,6 @@ function percent(ratio) {
   if (!Number.isFinite(ratio)) return "—";
   if (ratio === 0) return "0";
   return ratio < 1e-4 ? typeset(ratio.toExponential(1)) : `${Number((100 * ratio).toPrecision(2))}%`;
-}
-
-// --- The page: small helpers ----------------------------------------------------------------------
-
-function h(tag, attributes = {}, ...children) {
-  const isSvg = ["svg", "path", "line", "circle", "text"].includes(tag);
-  const element = isSvg
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value != null) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-const labelled = (name, control) => h("label", { class: "mp-control" }, h("span", {}, name), control);
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
-
-function chooser(name, options, onchange) {
-  const select = h("select", { onchange: () => onchange(select.value) });
-  const offer = (pairs, chosen) => {
-    select.replaceChildren(...pairs.map(([value, text]) => h("option", { value }, text)));
-    select.value = chosen;
-  };
-  offer(options, options[0][0]);
-  return { select, offer, el: labelled(name, select) };
 }
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives ---------------------------------
@@ -243,7 +202,7 @@ function facts() {
       const name = (pairs, value) => pairs.find(([key]) => key === value)[1];
       const said = `${s.n} terms in ${s.f.name}, ${name(METHODS, s.method)}, ${name(ROUNDINGS, s.rounding)}: ` +
         `${short(s.total, 9)} instead of ${short(s.exact, 9)}` + (s.stuck ? `, stuck after term ${s.stuck}` : "");
-      if (live.textContent !== said) live.textContent = said;
+      say(live, said);
     },
   };
 }
@@ -309,8 +268,6 @@ function axes(s, x, y, e, low, high, pixels) {
   return parts;
 }
 
-const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
-
 function niceSteps(low, high) {
   const rough = (high - low || 1) / 3;
   const base = 10 ** Math.floor(Math.log10(rough));
@@ -354,33 +311,9 @@ function readState(model) {
 }
 
 function render({ model, el }) {
-  // Every change reaches the kernel, if there is one, as one message.
-  function act(changes) {
-    for (const [name, value] of Object.entries(changes)) model.set(name, value);
-    model.save_changes();
-  }
-  const picture = chart();
-  const parts = [controls(act, model.get("formats")), facts(), picture];
-  // JupyterLab's own shortcuts must not see the keys that are pressed in here.
-  const root = h("div", { class: "mp-explorer", role: "group", "aria-label": "Sum explorer", "data-lm-suppress-shortcuts": "true" },
-    ...parts.map((part) => part.el));
-
-  let waiting = false;
-  const draw = () => { const s = readState(model); parts.forEach((part) => part.draw(s)); };
-  const soon = () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; draw(); });
-  };
-  el.append(root);
-  draw();
-  const observer = new ResizeObserver(() => picture.resize(picture.el.clientWidth));
-  observer.observe(picture.el);
-  TRAITS.forEach((name) => model.on(`change:${name}`, soon));
-  return () => {
-    observer.disconnect();
-    TRAITS.forEach((name) => model.off(`change:${name}`, soon));
-  };
+  const act = (changes) => change(model, changes);
+  const parts = [controls(act, model.get("formats")), facts(), chart()];
+  return present({ model, el }, { name: "Sum explorer", traits: TRAITS, parts, state: () => readState(model) }).remove;
 }
 
 export default { render };

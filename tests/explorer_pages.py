@@ -1,0 +1,87 @@
+"""What the explorers' tests share: their modules in a browser, and a page with nothing but them.
+
+The fixtures `load_module` and `open_explorer` in conftest.py hand these out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page
+from sphinx_extension import bundle_source
+
+from mpbook.explorers.base import Explorer
+from mpbook.explorers.modules import STATIC, linked
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Explorer</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark }} body {{ margin: 16px; font-family: sans-serif }}</style>
+<style>{css}</style>
+<script src="explorers_bundle.js"></script><script src="{static}/mount.js"></script></head>
+<body><main><h1>Explorer</h1>{twins}<div style="height: 2000px"></div></main></body></html>"""
+
+IMPORT = """async (source) => {
+  const url = URL.createObjectURL(new Blob([source], {type: "text/javascript"}));
+  window.m = await import(url);
+}"""
+
+
+def import_module(browser: Browser, name: str) -> Page:
+    """A page whose ``window.m`` is a module, imported from a blob: URL as the built page does."""
+    page = browser.new_page()
+    page.evaluate(IMPORT, linked(STATIC / f"{name}.mjs"))
+    return page
+
+
+class LoadModule(Protocol):
+    """Opens a page with a module of `static/` as ``window.m``; it is closed after the tests."""
+
+    def __call__(self, name: str) -> Page: ...
+
+
+class OpenExplorer(Protocol):
+    """Opens explorers from disk, in a page with nothing else; nothing may go wrong on it."""
+
+    def __call__(self, *explorers: Explorer, width: int = 800, **options: Any) -> Page: ...
+
+
+def twin(explorer: Explorer) -> str:
+    """The explorer's element in the built page."""
+    data, _ = explorer._repr_mimebundle_()
+    return str(data["text/html"])
+
+
+def write_page(folder: Path, explorers: tuple[Explorer, ...]) -> Path:
+    (folder / "explorers_bundle.js").write_text(bundle_source(STATIC), "utf-8")
+    css = (STATIC / "explorers.css").read_text("utf-8")
+    twins = "".join(map(twin, explorers))
+    file = folder / "page.html"
+    file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, twins=twins), "utf-8")
+    return file
+
+
+def serious_violations(page: Page) -> list[Any]:
+    """What axe-core holds against a page."""
+    return [
+        (found["id"], [node["html"] for node in found["nodes"]])
+        for found in Axe().run(page).response["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+
+
+def drag(page: Page, start: Locator, end: Locator | tuple[float, float], steps: int = 10) -> None:
+    """Press on the middle of one element and let go on the middle of another, or so far away."""
+    x, y = middle(start)
+    target = (x + end[0], y + end[1]) if isinstance(end, tuple) else middle(end)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(*target, steps=steps)
+    page.mouse.up()
+
+
+def middle(element: Locator) -> tuple[float, float]:
+    box = element.bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
