@@ -10,10 +10,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpbook import checkpoints, training
 from mpbook.data import ByteCorpus, Examples
 from mpbook.device import matmul_emulation
+from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.measure import Memory
 from mpbook.models import GPT, MLP, GPTConfig
@@ -365,6 +367,68 @@ def test_a_run_stops_at_an_infinite_loss_too_when_asked():
     assert run.stopped_on_nan and run.losses == [math.inf]
 
 
+@pytest.mark.parametrize(("name", "waits"), [("16-mixed", 1), ("bf16-mixed", 0)])
+def test_a_step_waits_for_the_device_only_to_decide_whether_to_skip(name, waits):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function == torch.ops.aten._local_scalar_dense.default
+            return function(*args, **kwargs or {})
+
+    options, cpu = Settings(steps=1, optimizer="sgd", clip_norm=1.0), torch.device("cpu")
+    trainer = training._prepare(model(), PRECISIONS[name], options, cpu, False)
+    inputs, targets = data().sample(16, trainer.generator)
+    with Reads() as reads:
+        training_step(trainer, inputs, targets)
+    assert reads.count == waits
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_clipped_run_with_overflows_equals_grad_scaler_bit_for_bit(device):
+    def loud(outputs, targets):
+        return 1024 * cross_entropy(outputs, targets)
+
+    options = dict(batch_size=16, clip_norm=0.5, optimizer="sgd", learning_rate=0.1)
+    run = train(
+        model(), data(), precision="16-mixed", steps=25, loss=loud, device=device,
+        loss_scale_growth_interval=4, **options,
+    )  # fmt: skip
+    net, examples = model().to(device), data().to(torch.device(device))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(device, growth_interval=4)
+    generator, losses, scales = torch.Generator().manual_seed(0), [], []
+    for _ in range(25):
+        x, y = examples.sample(16, generator)
+        with matmul_emulation(torch.float16, torch.device(device)):
+            with torch.autocast(device, dtype=torch.float16):
+                logits = net(x)
+            loss = loud(logits.float(), y)
+            optimizer.zero_grad()
+            scales.append(scaler.get_scale())
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert run.losses == losses and run.loss_scales == scales
+    assert same(weights(run.model), weights(net))
+    assert 0 < len(run.skipped_steps) < 20
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("32-true", NoLossScaler), ("16-mixed", DynamicLossScaler), (CURES[2], StaticLossScaler)],
+    ids=str,
+)
+def test_a_precision_has_its_own_scaler(precision, kind):
+    cpu, settings = torch.device("cpu"), Settings(steps=1, loss_scale_growth_interval=7)
+    trainer = training._prepare(model(), as_precision(precision), settings, cpu, False)
+    assert type(trainer.scaler) is kind
+    assert getattr(trainer.scaler, "growth_interval", 7) == 7
+
+
 def test_a_loss_does_not_keep_the_graph_that_it_came_from():
     settings, cpu = Settings(steps=1), torch.device("cpu")
     trainer = training._prepare(model(), PRECISIONS["32-true"], settings, cpu, False)
@@ -652,6 +716,17 @@ def test_a_checkpoint_is_kept_every_so_many_steps_and_at_the_end(every, saved, m
     options = dict(save_to="run.pt", save_every=every, batch_size=16)
     train(model(), data(), precision="32-true", steps=10, **options)
     assert steps == saved
+
+
+def test_a_saved_run_holds_a_state_that_grad_scaler_can_load(tmp_path):
+    path, options = tmp_path / "run.pt", dict(precision="16-mixed", batch_size=16)
+    train(
+        model(), data(), steps=7, loss_scale_growth_interval=3, save_to=path, device="cpu",
+        **options,
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.load_state_dict(checkpoints.load(path)["scaler"])
+    assert scaler.get_scale() == 2.0**18 and scaler.state_dict()["_growth_tracker"] == 1
 
 
 def test_a_run_killed_in_mid_run_goes_on_from_its_last_checkpoint(tmp_path):
