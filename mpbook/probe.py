@@ -327,7 +327,7 @@ class Probe:
                 names = [words(kind), *([] if layer is None else [layer])]
                 rows.append([*names, histogram.total, *histogram.fates(format).percent()])
         header = ["", *(["layer"] if by == "layer" else []), "values", *Fates.__dataclass_fields__]
-        caption = f"In {format.name}, percent of the values in {self.watched_steps} steps"
+        caption = f"In {format.name}, percent of the values in {self.watched_steps} watched steps"
         return Table(header, rows, caption=caption)
 
     def needs_loss_scaling(
