@@ -221,9 +221,14 @@ def _count(block: Tensor, lowest: int, size: int, divide: float | Tensor | None)
 
 
 def _tally(slots: Tensor, size: int) -> Tensor:
-    """How often each slot occurs; `bincount` would wait for a GPU, to learn how long it gets."""
+    """How often each slot occurs."""
     if slots.device.type == "cpu":
         return torch.bincount(slots, minlength=size)
+    return _tally_without_waiting(slots, size)
+
+
+def _tally_without_waiting(slots: Tensor, size: int) -> Tensor:
+    """The same; `bincount` would wait for a GPU, to learn how long its result gets."""
     ones = torch.ones(1, dtype=torch.int64, device=slots.device).expand(len(slots))
     return torch.zeros(size, dtype=torch.int64, device=slots.device).scatter_add_(0, slots, ones)
 

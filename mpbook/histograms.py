@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +53,10 @@ class Fates:
     normal: float
     overflows: float
     nonfinite: float
+
+    def percent(self) -> list[float]:
+        """The shares in percent, in this order, with three digits."""
+        return [float(f"{100 * share:.3g}") for share in vars(self).values()]
 
 
 @dataclass(frozen=True)
@@ -237,12 +241,7 @@ class Histogram:
 
     def plot(self, format: str | torch.dtype | FloatFormat | None = None) -> Figure:
         """Shares by binade, with the regions of a format, as a figure to `plots.show`."""
-        from mpbook import plots
-
-        figure, axis = plots.figure(figsize=(5.0, 2.6))
-        draw(self, axis, format)
-        axis.set_xlabel("log2|x|")
-        return figure
+        return plot({"": self}, format)
 
 
 def _shift_to(place: Bin, border: Bin) -> int:
@@ -267,43 +266,81 @@ def log2_histogram(x: Tensor) -> Histogram:
 # --- Drawing ----------------------------------------------------------------------------------
 
 
+def plot(
+    histograms: Mapping[str, Histogram],
+    format: str | torch.dtype | FloatFormat | None = None,
+) -> Figure:
+    """Histograms below each other, by title, as a figure to `plots.show`."""
+    from mpbook import plots
+
+    size = (5.0, 0.5 + 1.9 * len(histograms))
+    figure, axes = plots.figure(len(histograms), 1, figsize=size, sharex=True, squeeze=False)
+    occupied = sum(histograms.values(), Histogram()).counts or {0: 0}
+    for (title, histogram), axis in zip(histograms.items(), axes.flat, strict=True):
+        draw(histogram, axis, format, binades=(min(occupied), max(occupied)))
+        axis.set_title("\n".join(filter(None, (title, axis.get_title()))))
+    axes.flat[-1].set_xlabel(r"$\log_2|x|$")
+    return figure
+
+
 def draw(
-    histogram: Histogram, axis: Any, format: str | torch.dtype | FloatFormat | None = None
+    histogram: Histogram,
+    axis: Any,
+    format: str | torch.dtype | FloatFormat | None = None,
+    *,
+    binades: tuple[int, int] | None = None,
 ) -> None:
-    """Bars of shares by binade on a matplotlib axis, and a format's regions behind them."""
+    """Bars of shares by binade on a matplotlib axis, and a format's regions behind them.
+
+    Args:
+        histogram: what to draw.
+        axis: where; its title and labels are set, but not the one of x.
+        format: whose regions to shade; its zeros, underflows and overflows become the title.
+        binades: lowest and highest that must be on the axis; those of the histogram by default.
+    """
     from mpbook import plots
 
     counts, total = histogram.counts, max(histogram.total, 1)
     shares = [count / total for count in counts.values()]
     colour = plots.COLOURS["float32"]
     axis.bar(list(counts), shares, width=1.0, align="edge", color=colour, linewidth=0)
-    axis.set_ylabel("share")
-    if format is None:
-        return
-    format = as_format(format)
-    _draw_regions(axis, format, (min(counts, default=0), max(counts, default=0) + 1))
-    if histogram.total:
-        fates = histogram.fates(format)
-        shares_of = ("zero", "underflows", "overflows")
-        axis.set_title(", ".join(f"{getattr(fates, s):.1%} {s}" for s in shares_of))
+    axis.set(ylabel="share", ylim=(0, 1.3 * max(shares, default=1.0)))
+    if format is not None:
+        format = as_format(format)
+        _draw_regions(axis, format, binades or (min(counts, default=0), max(counts, default=0)))
+        if histogram.total:
+            axis.set_title(_headline(histogram.fates(format)))
 
 
-def _draw_regions(axis: Any, format: FloatFormat, occupied: tuple[int, int]) -> None:
+def _headline(fates: Fates) -> str:
+    shares = {"zero": fates.zero, "underflow": fates.underflows, "overflow": fates.overflows}
+    return ", ".join(f"{percent(share)} {name}" for name, share in shares.items())
+
+
+def percent(share: float) -> str:
+    """A share in percent with two digits, so that only nothing is 0%."""
+    return f"{float(f'{100 * share:.2g}'):g}%"
+
+
+def _draw_regions(axis: Any, format: FloatFormat, binades: tuple[int, int]) -> None:
     """Shade and name what lies outside a format's normal numbers."""
     from mpbook import plots
 
     smallest = format.lowest_binade - format.mantissa_bits - 1
-    normal, largest = format.lowest_binade, math.log2(format.max)
-    left, right = min(occupied[0], smallest) - 4, max(occupied[1], largest) + 5
+    low, high = min(binades[0], smallest), max(binades[1] + 1, math.log2(format.max))
+    left, right = low - 0.06 * (high - low), high + 0.06 * (high - low)
     colour = plots.COLOURS.get(format.name, plots.COLOURS["float32"])
     regions = (
         ("zero", left, smallest, 0.35, "///"),
-        ("subnormal", smallest, normal, 0.15, ""),
-        ("inf" if format.has_inf else "over", largest, right, 0.35, "\\\\\\"),
+        ("subnormal", smallest, format.lowest_binade, 0.15, ""),
+        ("overflow", math.log2(format.max), right, 0.35, "\\\\\\"),
     )
     for name, start, end, alpha, hatch in regions:
         shade = {"alpha": alpha, "hatch": hatch, "zorder": 0, "linewidth": 0}
         axis.axvspan(start, end, facecolor=colour, edgecolor="white", **shade)
-        place = {"transform": axis.get_xaxis_transform(), "va": "top", "ha": "center"}
-        axis.text((start + end) / 2, 0.97, name, rotation=90, fontsize=9, **place)
+        is_narrow = end - start < 0.0145 * len(name) * (right - left)
+        look = {"fontsize": 8.5, "rotation": 90 if is_narrow else 0, "va": "top", "ha": "center"}
+        ground = {"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 0.8}
+        place = axis.get_xaxis_transform()
+        axis.text((start + end) / 2, 0.97, name, transform=place, bbox=ground, **look)
     axis.set_xlim(left, right)

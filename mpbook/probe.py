@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from mpbook.binades import BinCounter
 from mpbook.formats import FORMATS, FloatFormat, as_format
-from mpbook.histograms import Fates, Histogram, draw, log2_histogram
+from mpbook.histograms import Fates, Histogram, log2_histogram, plot
 from mpbook.notebook import Table
 from mpbook.scaling_verdict import ScalingVerdict, judge, listed, words
 
@@ -94,8 +94,6 @@ class Probe:
     ):
         if kinds is None:
             kinds = [kind for kind in KINDS if kind != "updates" or optimizer is not None]
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every={every!r}: expected a whole number of steps, at least 1")
         self.model, self.optimizer = model, optimizer
         self.kinds, self.every, self.loss_scale = _checked_kinds(kinds), every, loss_scale
         self.steps = self.watched_steps = 0
@@ -110,10 +108,12 @@ class Probe:
         self._check()
 
     def _check(self) -> None:
-        if hasattr(self.model, "_orig_mod"):
+        if type(self.every) is not int or self.every < 1:
+            raise ValueError(f"every={self.every!r}: expected a whole number of steps, at least 1")
+        if hasattr(self.model, "_orig_mod") or self.model._compiled_call_impl is not None:
             raise ValueError(
-                "model: compiled; the hooks of modules do not run in compiled code, so watch the "
-                "model that went into torch.compile, and call that one"
+                "model: compiled, and hooks of modules do not run in compiled code; watch a model "
+                "that is not, and call that one"
             )
         if self.optimizer is None:
             if "updates" in self.kinds:
@@ -167,6 +167,8 @@ class Probe:
         return bool(self._handles) and step % self.every == 0 and step >= 0
 
     def _count(self, kind: Kind, layer: str, x: Tensor, *, divisor: Scale = 1.0) -> None:
+        if not x.numel():
+            return
         self._dtypes.setdefault(kind, set()).add(x.dtype)
         self._counters.setdefault((kind, layer), BinCounter()).add(x, divisor=divisor)
 
@@ -266,21 +268,28 @@ class Probe:
         """
         layers = self.layers(kind)
         if not layers:
-            raise RuntimeError(f"probe: has seen no {words(kind)}; {self._why_nothing()}")
-        if layer is None:
-            return sum(
-                (Histogram(*self._counters[kind, name].counts()) for name in layers), Histogram()
-            )
-        if layer not in layers:
+            raise self._nothing(words(kind))
+        if layer is not None and layer not in layers:
             close = difflib.get_close_matches(layer, layers, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected one of {listed(layers)}"
             raise ValueError(f"layer={layer!r}: has no {words(kind)}; {hint}")
-        return Histogram(*self._counters[kind, layer].counts())
+        counters = [self._counters[kind, name] for name in (layers if layer is None else [layer])]
+        return sum((Histogram(*counter.counts()) for counter in counters), Histogram())
 
-    def _why_nothing(self) -> str:
-        if not self._counters:
-            return "run the training inside its context, on the model itself and not compiled"
-        return f"the {self.watched_steps} steps watched made none"
+    def _nothing(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"probe: has seen no {what} in {self.watched_steps} watched steps; train inside its "
+            "context, with this very model, and not compiled"
+        )
+
+    def _shown(self, kinds: Sequence[Kind] | None) -> list[Kind]:
+        """The kinds among these, or among all that are watched, of which something was seen."""
+        shown = [
+            k for k in (self.kinds if kinds is None else _checked_kinds(kinds)) if self.layers(k)
+        ]
+        if not shown:
+            raise self._nothing("numbers")
+        return shown
 
     def _histograms(self, kinds: Iterable[Kind]) -> dict[tuple[str, str], Histogram]:
         """What was seen of some kinds, layer by layer."""
@@ -311,20 +320,18 @@ class Probe:
         if by not in ("kind", "layer"):
             raise ValueError(f'by={by!r}: expected "kind" or "layer"')
         format = as_format(format)
-        shown = [kind for kind in (self.kinds if kinds is None else kinds) if self.layers(kind)]
-        if not shown:
-            raise RuntimeError(f"probe: has seen nothing; {self._why_nothing()}")
         rows = []
-        for kind in shown:
+        for kind in self._shown(kinds):
             for layer in self.layers(kind) if by == "layer" else (None,):
-                shares = _row(self.histogram(kind, layer), format)
-                rows.append([words(kind), *([] if layer is None else [layer]), *shares])
+                histogram = self.histogram(kind, layer)
+                names = [words(kind), *([] if layer is None else [layer])]
+                rows.append([*names, histogram.total, *histogram.fates(format).percent()])
         header = ["", *(["layer"] if by == "layer" else []), "values", *Fates.__dataclass_fields__]
-        caption = f"In {format.name}, percent of the values in {self.watched_steps} steps"
+        caption = f"In {format.name}, percent of the values in {self.watched_steps} watched steps"
         return Table(header, rows, caption=caption)
 
     def needs_loss_scaling(
-        self, format: str | torch.dtype | FloatFormat, *, lost: float = 0.01
+        self, format: str | torch.dtype | FloatFormat, *, lost: float = 0.1
     ) -> ScalingVerdict:
         """Whether gradients of this format need a loss scale, and which one would do.
 
@@ -345,16 +352,14 @@ class Probe:
             raise ValueError(f"kinds: no gradients are watched, only {listed(self.kinds)}")
         gradients = self._histograms(kinds)
         if not any(histogram.nonzero for histogram in gradients.values()):
-            raise RuntimeError(f"probe: has seen no gradients but zeros; {self._why_nothing()}")
+            raise self._nothing("gradients but zeros")
         activations = self._histograms([k for k in self.kinds if k == "activations"])
         return judge(
             gradients,
             format,
             lost=lost,
             overflowing=[
-                layer
-                for (_, layer), seen in activations.items()
-                if seen.total and seen.fates(format).overflows
+                layer for (_, layer), seen in activations.items() if seen.fates(format).overflows
             ],
             flushed=self._flushed(format, kinds),
         )
@@ -379,18 +384,7 @@ class Probe:
             ValueError: a kind that is not watched.
             RuntimeError: nothing has been seen yet.
         """
-        from mpbook import plots
-
-        shown = [kind for kind in (self.kinds if kinds is None else kinds) if self.layers(kind)]
-        if not shown:
-            raise RuntimeError(f"probe: has seen nothing; {self._why_nothing()}")
-        size = (5.0, 0.5 + 1.9 * len(shown))
-        figure, axes = plots.figure(len(shown), 1, figsize=size, sharex=True, squeeze=False)
-        for kind, axis in zip(shown, axes.flat, strict=True):
-            draw(self.histogram(kind), axis, format)
-            axis.set_title(f"{words(kind)}\n{axis.get_title()}")
-        axes.flat[-1].set_xlabel("log2|x|")
-        return figure
+        return plot({words(kind): self.histogram(kind) for kind in self._shown(kinds)}, format)
 
 
 # --- Checks and small helpers -----------------------------------------------------------------
@@ -434,7 +428,7 @@ def _chosen_modules(
     """The modules whose outputs to watch, by name, each once."""
     named = {name or "(model)": module for name, module in model.named_modules()}
     if chosen is None:
-        return {name: module for name, module in named.items() if not any(module.children())}
+        return {name: module for name, module in named.items() if not list(module.children())}
     found = {name: module for name, module in named.items() if chosen(name, module)}
     if not found:
         raise ValueError("modules: chooses none of the model's modules")
@@ -452,14 +446,6 @@ def _floating_tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, tuple | list):
         for value in output:
             yield from _floating_tensors(value)
-
-
-def _row(histogram: Histogram, format: FloatFormat) -> list[float | int]:
-    """How many values, and their fates in percent with three digits."""
-    if not histogram.total:
-        return [0, *([0.0] * len(Fates.__dataclass_fields__))]
-    shares = vars(histogram.fates(format)).values()
-    return [histogram.total, *(float(f"{100 * share:.3g}") for share in shares)]
 
 
 def _smallest(format: FloatFormat) -> int:

@@ -1,11 +1,15 @@
 """Does a run need loss scaling?  The verdict, from histograms of its unscaled gradients.
 
-What matters is not how many gradients underflow but how much of their magnitude does: a softmax
-over a large vocabulary makes mostly tiny gradients, and a run that loses half of them by count,
-and a thousandth of their sum, trains as if nothing had happened.  The other question is where:
-the backward pass runs through all layers, so the worst of them decides for the model.
+What matters is not how many gradients underflow but how much of their magnitude does: most of the
+gradients of an attention's queries and keys may be lost, and hardly anything of their sum.  The
+other question is where.  Averages over the model hide it: where a small GPT begins to train worse,
+one layer loses half of its magnitude, and all weight gradients together a ten-thousandth.  So the
+layer that is worst off decides.
 
-Source: Micikevicius et al. 2018, section 3.2, for the question; the criterion is this book's.
+The criterion is this book's and errs on the safe side: "not needed" means that no layer loses
+anything to speak of; "needed" that one does, not that training must fail.
+
+Source: Micikevicius et al. 2018, section 3.2, for the question.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Literal
 import torch
 
 from mpbook.formats import FloatFormat, as_format
-from mpbook.histograms import Histogram
+from mpbook.histograms import Histogram, percent
 
 Place = tuple[str, str]
 """A kind of gradients, and the layer that they belong to."""
@@ -57,7 +61,7 @@ def judge(
     gradients: Mapping[Place, Histogram],
     format: str | torch.dtype | FloatFormat,
     *,
-    lost: float = 0.01,
+    lost: float = 0.1,
     overflowing: Sequence[str] = (),
     flushed: Sequence[str] = (),
 ) -> ScalingVerdict:
@@ -121,8 +125,8 @@ def _verdict(
     """The verdict from what the layers lose and from the scales that fit them all."""
     loss = max(worst.values(), key=lambda loss: loss.magnitude)
     loses = (
-        f"unscaled, the {words(loss.kind)} of {loss.layer} lose {_percent(loss.magnitude)} of "
-        f"their magnitude, and {_percent(loss.values)} of their values, to underflow in {format}"
+        f"unscaled, the {words(loss.kind)} of {loss.layer} lose {percent(loss.magnitude)} of "
+        f"their magnitude, and {percent(loss.values)} of their values, to underflow in {format}"
     )
     if overflowing:
         reason = f"activations of {listed(overflowing)} overflow {format}, and no loss scale "
@@ -131,7 +135,7 @@ def _verdict(
         reason = f"{loses}; no scale keeps every layer between underflow and overflow"
         return ScalingVerdict("does not help", reason, None, worst)
     low, high = window
-    fits = f"scales from 2**{low} to 2**{high} lose at most {_percent(lost)} in every layer"
+    fits = f"scales from 2**{low} to 2**{high} lose at most {percent(lost)} in every layer"
     if low <= 0 <= high:
         return ScalingVerdict("not needed", f"{loses}, and none overflow; {fits}", 1.0, worst)
     ails = loses if low > 0 else f"unscaled, gradients overflow {format}"
@@ -147,7 +151,3 @@ def listed(names: Sequence[str]) -> str:
     """Names in a sentence, at most eight of them."""
     shown = ", ".join(names[:8])
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
-
-
-def _percent(share: float) -> str:
-    return f"{float(f'{100 * share:.2g}'):g}%"
