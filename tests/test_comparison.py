@@ -334,6 +334,8 @@ def test_a_metric_that_is_not_finite_counts_as_diverged():
     assert result.diverged("bf16-mixed", metric=metric) == (1,)
     assert rows(result.table(metric=metric))["bf16-mixed"]["diverged"] == "1 of 2"
     assert result.verdict("bf16-mixed", margin=0.1, metric=metric).startswith("diverged in some")
+    with pytest.raises(ValueError, match="bf16-mixed: 1 of 2 runs diverged"):
+        result.difference("bf16-mixed", metric=metric)
 
 
 def test_a_metric_is_not_asked_of_a_run_that_diverged():

@@ -36,6 +36,12 @@ def test_the_largest_weight_of_the_last_matrix_becomes_the_next_number(model, ex
     assert new == torch.tensor(old).nextafter(torch.tensor(2.0 * old)).item(), place
 
 
+def test_the_largest_weight_may_be_negative():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[2.0, -4.0]])
+    assert nudged(layer).weight.tolist() == [[2.0, -4.0 * (1 + 2**-23)]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @given(value=st.floats(min_value=2**-10, max_value=2**10), sign=st.sampled_from([1, -1]))
 def test_the_nudge_is_one_ulp_of_the_dtype_away_from_zero(dtype, value, sign):
