@@ -26,7 +26,7 @@ def _floor(batch_size: int, labels: int, loss_scale: float) -> float:
 
 # --- largest_exponent: the largest loss scale that does not overflow ----------------------------
 
-_GRADIENTS = [(1.0,), (0.5,), (0.75,), (3.0,), (100.0,), (2.0**-20,), (1e-3,), (65504.0,), (1e5,)]
+_GRADIENTS = [(0.75,), (1.0,), (0.5,), (3.0,), (100.0,), (2.0**-20,), (1e-3,), (65504.0,), (1e5,)]
 
 
 def _largest_exponent(largest: float) -> int:
@@ -75,7 +75,7 @@ def _never_below_one(scale: float, clean: int, finite: bool, interval: int) -> t
 
 # --- drift: what a bad batch every so often does to the scale -----------------------------------
 
-_BAD_BATCHES = [(4001, 2000), (2001, 2000), (2000, 2000), (1000, 2000), (6001, 2000), (50, 20)]
+_BAD_BATCHES = [(4001, 2000), (2001, 2000), (1000, 2000), (2000, 2000), (6001, 2000), (50, 20)]
 
 
 def _drift(every: int, interval: int) -> int:
