@@ -26,7 +26,7 @@ def _floor(batch_size: int, labels: int, loss_scale: float) -> float:
 
 # --- largest_exponent: the largest loss scale that does not overflow ----------------------------
 
-_GRADIENTS = [(0.75,), (1.0,), (0.5,), (3.0,), (100.0,), (2.0**-20,), (1e-3,), (65504.0,), (1e5,)]
+_GRADIENTS = [(100.0,), (3.0,), (0.75,), (1.0,), (0.5,), (2.0**-20,), (1e-3,), (65504.0,), (1e5,)]
 
 
 def _largest_exponent(largest: float) -> int:
