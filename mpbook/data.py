@@ -1,9 +1,10 @@
 """Real data that every reader has on disk: nothing is downloaded.
 
 * `digits`: 1797 handwritten digits of 8 x 8 pixels, which come with scikit-learn;
-* `standard_library`: the source code of Python's own standard library, as a corpus of bytes.
+* `standard_library`: the source code of Python's own standard library, as a corpus of bytes;
+* `identifiers`: the names in it, to predict which of them occur in the next lines.
 
-Both give random batches under an explicit generator that lives on the CPU, so that a seed means
+All give random batches under an explicit generator that lives on the CPU, so that a seed means
 the same batches on every device.  Bring your own data as `Examples`, or as any object with their
 methods.
 """
@@ -11,7 +12,10 @@ methods.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,6 +220,63 @@ def standard_library(*, sequence_length: int = 64, megabytes: float | None = Non
     text = _standard_library_bytes(megabytes)
     tensor = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return ByteCorpus(tensor, sequence_length, name="standard library")
+
+
+def identifiers(
+    *, vocabulary: int = 4096, lines: int = 20, longest: int = 64, megabytes: float | None = 3.0
+) -> Examples:
+    """Which identifiers occur in the next lines of Python's source, given those in these lines.
+
+    One example is a passage of the standard library: its inputs are the different identifiers of
+    two letters and more in it, its targets say of every word of the vocabulary whether it occurs in
+    the passage that follows.  About one label in a hundred is true.  The last tenth of the passages
+    is held out, and the vocabulary is that of the others.
+
+    Args:
+        vocabulary: how many of the most frequent identifiers to know.
+        lines: of a passage.
+        longest: how many identifiers of a passage to give as inputs at most, the commonest first.
+        megabytes: as for `standard_library`.
+
+    Returns:
+        int64 inputs of shape (n, longest), words by rank from 0, filled up with the number
+        ``vocabulary``, the ``padding_idx`` for an `torch.nn.EmbeddingBag`; bool targets of shape
+        (n, vocabulary).
+
+    Raises:
+        ValueError: a count below 1, megabytes that are not positive, or too little text for the
+            vocabulary.
+        RuntimeError: this Python carries no source files.
+    """
+    for name, count in {"vocabulary": vocabulary, "lines": lines, "longest": longest}.items():
+        if count < 1:
+            raise ValueError(f"{name}={count}: expected at least 1")
+    corpus = standard_library(sequence_length=1, megabytes=megabytes)
+    passages = _passages(bytes(corpus.text.numpy()).decode("utf-8", "replace"), lines)
+    split = int(0.9 * (len(passages) - 1))
+    counts = Counter(word for passage in passages[:split] for word in passage)
+    if len(counts) < vocabulary:
+        raise ValueError(
+            f"vocabulary={vocabulary}: the training part has only {len(counts)} identifiers; "
+            "expected at most that, or more megabytes"
+        )
+    ranks = {word: rank for rank, (word, _) in enumerate(counts.most_common(vocabulary))}
+    bags = [sorted(ranks[word] for word in passage if word in ranks) for passage in passages]
+    inputs = torch.full((len(bags) - 1, longest), vocabulary)
+    targets = torch.zeros(len(bags) - 1, vocabulary, dtype=torch.bool)
+    for row, (bag, following) in enumerate(itertools.pairwise(bags)):
+        inputs[row, : len(bag)] = torch.tensor(bag[:longest], dtype=torch.int64)
+        targets[row, following] = True
+    parts = inputs[:split], targets[:split], inputs[split:], targets[split:]
+    return Examples(*parts, name="identifiers")
+
+
+def _passages(text: str, lines: int) -> list[list[str]]:
+    """The different identifiers of every so many lines, in the order of their first use."""
+    rows = text.split("\n")
+    starts = range(0, len(rows), lines)
+    found = (re.findall(r"[A-Za-z_]\w+", "\n".join(rows[k : k + lines])) for k in starts)
+    return [list(dict.fromkeys(words)) for words in found]
 
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}

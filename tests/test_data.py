@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import mpbook.data
-from mpbook.data import ByteCorpus, Data, Examples, digits, standard_library
+from mpbook.data import ByteCorpus, Data, Examples, digits, identifiers, standard_library
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -387,3 +387,90 @@ def test_the_real_corpus_is_python_on_this_machine() -> None:
     assert torch.equal(again.text, data.text)
     again.text[0] = 0  # each corpus owns its bytes
     assert data.text[0] != 0
+
+
+# --- identifiers of the standard library ------------------------------------------------------
+
+
+@pytest.fixture
+def source(library: Path) -> Path:
+    """An invented standard library of one module: 22 passages of two lines, the last ones strange.
+
+    Passage k holds ``common`` twice, ``w{k}`` and ``w{k + 1}``, and what is no identifier.
+    """
+    for path in library.rglob("*.py"):
+        path.unlink()
+    passages = [f"common = w{k}\n(common + w{k + 1}) * 7 - x" for k in range(20)]
+    strange = "held_out = common\nheld_out()"
+    (library / "module.py").write_text("\n".join([*passages, strange, strange]))
+    return library
+
+
+def words_of(data: Examples, inputs: Tensor) -> set[int]:
+    return set(inputs.tolist()) - {data.targets.shape[1]}
+
+
+@pytest.mark.usefixtures("source")
+def test_a_passage_is_the_set_of_its_identifiers_the_commonest_first() -> None:
+    data = identifiers(vocabulary=5, lines=2, longest=4, megabytes=None)
+    assert data.inputs.dtype == torch.int64
+    assert data.inputs.shape == (18, 4)
+    assert (data.inputs[:, 0] == 0).all()  # "common" is everywhere
+    assert data.inputs[0].tolist() == [0, 1, 5, 5]  # w0 occurs once, w1 twice: rank 1; then padding
+    assert data.inputs[1].tolist() == [0, 1, 2, 5]
+    assert data.inputs[10].tolist() == [0, 5, 5, 5]  # nothing of the vocabulary but "common"
+
+
+@pytest.mark.usefixtures("source")
+def test_targets_say_which_words_of_the_vocabulary_occur_in_the_passage_that_follows() -> None:
+    data = identifiers(vocabulary=5, lines=2, longest=4, megabytes=None)
+    assert data.targets.dtype == torch.bool
+    assert data.targets.shape == (18, 5)
+    assert data.targets[0].tolist() == [True, True, True, False, False]
+    for row in range(17):
+        following = words_of(data, data.inputs[row + 1])
+        assert set(data.targets[row].nonzero().flatten().tolist()) == following
+
+
+@pytest.mark.usefixtures("source")
+def test_a_tenth_of_the_passages_is_held_out_and_has_no_say_in_the_vocabulary() -> None:
+    data = identifiers(vocabulary=20, lines=2, longest=4, megabytes=None)
+    assert data.validation_inputs is not None
+    assert data.validation_targets is not None
+    assert (len(data.inputs), len(data.validation_inputs)) == (18, 3)
+    assert data.validation_targets[-1].nonzero().flatten().tolist() == [0]  # "held_out" is unknown
+    with pytest.raises(ValueError, match=r"vocabulary=21: the training part has only 20 identif"):
+        identifiers(vocabulary=21, lines=2, megabytes=None)
+
+
+@pytest.mark.usefixtures("source")
+def test_a_passage_that_is_too_long_keeps_its_commonest_words_as_inputs() -> None:
+    whole = identifiers(vocabulary=10, lines=2, longest=4, megabytes=None)
+    short = identifiers(vocabulary=10, lines=2, longest=2, megabytes=None)
+    assert torch.equal(short.inputs, whole.inputs[:, :2])
+    assert torch.equal(short.targets, whole.targets)
+
+
+@pytest.mark.usefixtures("source")
+def test_longer_passages_are_fewer() -> None:
+    assert len(identifiers(vocabulary=5, lines=4, longest=9, megabytes=None).inputs) == 9
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "lines", "longest"])
+def test_counts_of_identifiers_are_at_least_one(name: str) -> None:
+    options: Any = {name: 0}
+    with pytest.raises(ValueError, match=f"{name}=0: expected at least 1"):
+        identifiers(**options)
+
+
+def test_identifiers_are_pythons_own_and_about_one_label_in_a_hundred_is_true() -> None:
+    data = identifiers()
+    assert (data.name, data.items_per_example) == ("identifiers", 1)
+    assert data.inputs.shape[1:] == (64,)
+    assert data.targets.shape[1:] == (4096,)
+    assert len(data.inputs) > 2000
+    assert 0.005 < data.targets.float().mean().item() < 0.02
+    assert data.inputs.max() == 4096
+    again = identifiers()
+    assert torch.equal(again.inputs, data.inputs)
+    assert torch.equal(again.targets, data.targets)
