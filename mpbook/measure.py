@@ -21,6 +21,9 @@ from torch import Tensor, nn
 class Memory:
     """Bytes that one training step holds, by what they are for.
 
+    ``master_copies`` is what is kept of the weights beside them: float32 master weights, or Kahan's
+    16-bit compensation.  ``gradients`` are those of the backward pass; the float32 copies that an
+    update in float32 makes of them, and of weights whose copies are not kept, come and go with it.
     ``saved_for_backward`` is what autograd keeps between the forward and the backward pass:
     activations, and the 16-bit casts of weights that autocast makes.
     """

@@ -1,4 +1,4 @@
-"""A precision: the dtypes, the copy, the scale and the rounding of one way to train.
+"""A precision: the dtypes, the scale and the weight update of one way to train.
 
 Every training run in this book differs from its neighbour in one object of this kind.  The names
 are those of Lightning, which say both halves of what is meant: the bits, and whether everything
@@ -18,6 +18,24 @@ from mpbook.notebook import Table
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
+WeightUpdate = Literal["plain", "master_weights", "stochastic_rounding", "kahan_summation"]
+"""How an updated weight is stored: as the optimizer leaves it, or by one of three cures."""
+
+_CURES: dict[str, tuple[str, str]] = {  # the row in the table, and why float32 has no use for it
+    "master_weights": (
+        "in float32, on a master copy",
+        "float32 parameters are their own master copy",
+    ),
+    "stochastic_rounding": (
+        "in float32, rounded stochastically",
+        "needs 16-bit parameters to round to",
+    ),
+    "kahan_summation": (
+        "in float32, what rounding discards is kept",
+        "needs 16-bit parameters, whose rounding it makes up for",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -30,9 +48,10 @@ class Precision:
             it is narrower than the parameters, `torch.autocast` does the casts.
         float32_matmul: whether float32 products are computed as such (``"ieee"``) or in TF32.
         loss_scale: ``"dynamic"``, a positive number for a static scale, or None.
-        master_copy: keep a float32 copy of 16-bit weights and update that.  Weights that are
-            float32 themselves need none: they are the master copy.
-        update_rounding: how an updated weight is rounded to a 16-bit ``parameter_dtype``.
+        weight_update: of 16-bit parameters.  ``"plain"`` updates them in their own dtype; the
+            others update in float32, as `mpbook.master_weights` says: ``"master_weights"``,
+            ``"stochastic_rounding"`` or ``"kahan_summation"``.  Parameters that are float32
+            themselves need none of them: they are the master copy.
 
     Raises:
         ValueError: a combination that cannot train, with the one that can.
@@ -43,8 +62,7 @@ class Precision:
     compute_dtype: torch.dtype = torch.float32
     float32_matmul: Literal["ieee", "tf32"] = "ieee"
     loss_scale: float | Literal["dynamic"] | None = None
-    master_copy: bool = False
-    update_rounding: Literal["nearest-even", "stochastic"] = "nearest-even"
+    weight_update: WeightUpdate = "plain"
 
     def __post_init__(self) -> None:
         for field in ("parameter_dtype", "compute_dtype"):
@@ -59,12 +77,8 @@ class Precision:
             )
         if self.float32_matmul not in ("ieee", "tf32"):
             raise ValueError(f'float32_matmul={self.float32_matmul!r}: expected "ieee" or "tf32"')
-        if self.update_rounding not in ("nearest-even", "stochastic"):
-            raise ValueError(
-                f'update_rounding={self.update_rounding!r}: expected "nearest-even" or "stochastic"'
-            )
+        self._check_weight_update()
         self._check_loss_scale()
-        self._check_update()
 
     def _check_loss_scale(self) -> None:
         scale = self.loss_scale
@@ -78,16 +92,22 @@ class Precision:
         if scale is not None and not self.updates_in_float32:
             raise ValueError(
                 f"loss_scale={scale!r}: unscaling {self.parameter_dtype} gradients in place "
-                "rounds away what the scale saved; use master_copy=True, or float32 parameters"
+                'rounds away what the scale saved; use weight_update="master_weights", or float32 '
+                "parameters"
             )
 
-    def _check_update(self) -> None:
-        if self.parameter_dtype == torch.float32 and self.master_copy:
-            raise ValueError("master_copy=True: float32 parameters are their own master copy")
-        if self.parameter_dtype == torch.float32 and self.update_rounding == "stochastic":
-            raise ValueError('update_rounding="stochastic": needs 16-bit parameters to round to')
-        if self.master_copy and self.update_rounding == "stochastic":
-            raise ValueError('update_rounding="stochastic": replaces master_copy; choose one')
+    def _check_weight_update(self) -> None:
+        if self.weight_update == "plain":
+            return
+        if self.weight_update not in _CURES:
+            raise ValueError(
+                f'weight_update={self.weight_update!r}: expected "plain", "master_weights", '
+                '"stochastic_rounding" or "kahan_summation"'
+            )
+        if self.parameter_dtype == torch.float32:
+            raise ValueError(
+                f'weight_update="{self.weight_update}": {_CURES[self.weight_update][1]}'
+            )
 
     @property
     def is_mixed(self) -> bool:
@@ -97,11 +117,7 @@ class Precision:
     @property
     def updates_in_float32(self) -> bool:
         """Whether the optimizer computes its update in float32."""
-        return (
-            self.parameter_dtype == torch.float32
-            or self.master_copy
-            or self.update_rounding == "stochastic"
-        )
+        return self.parameter_dtype == torch.float32 or self.weight_update != "plain"
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -115,6 +131,9 @@ class Precision:
 
     def _rows(self) -> list[tuple[str, str]]:
         master = "the parameters themselves" if self.is_mixed else "none"
+        if self.weight_update == "master_weights":
+            master = "kept by the optimizer"
+        plain = f"in {_short(self.parameter_dtype)}"
         in_tf32 = self.float32_matmul == "tf32" and self.compute_dtype == torch.float32
         products = "tf32" if in_tf32 else _short(self.compute_dtype)
         return [
@@ -122,9 +141,9 @@ class Precision:
             ("compute", f"{products}, by autocast" if self.is_mixed else products),
             ("gradients", _short(self.gradient_dtype)),
             ("optimizer state", _short(self.optimizer_state_dtype)),
-            ("float32 master copy", "kept by the optimizer" if self.master_copy else master),
+            ("float32 master copy", master),
             ("loss scale", "none" if self.loss_scale is None else f"{self.loss_scale}"),
-            ("update rounding", self.update_rounding),
+            ("weight update", _CURES.get(self.weight_update, (plain,))[0]),
         ]
 
     def table(self) -> Table:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mpbook.master_weights import MakeOptimizer
 from mpbook.measure import Memory
 from mpbook.precision import Precision
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -46,6 +46,8 @@ class Settings:
         clip_norm: largest norm of the unscaled gradients, or None.
         loss: of float32 outputs and targets, to a scalar.
         validate_every: steps between validations; one is always made at the end.
+        count_lost_updates_every: steps between those at which the updates that rounding swallows
+            are counted, the first of all included; each costs a second update.
         loss_scale_growth_interval: of the dynamic loss scale, in steps.
         stop_on_nan: end the run at the first loss that is not finite.
         deterministic: let CUDA use only kernels that repeat bit for bit.
@@ -67,13 +69,14 @@ class Settings:
     clip_norm: float | None = None
     loss: Loss = cross_entropy
     validate_every: int | None = None
+    count_lost_updates_every: int | None = None
     loss_scale_growth_interval: int = 2000
     stop_on_nan: bool = False
     deterministic: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
+        for name in ("steps", "batch_size", "validate_every", "count_lost_updates_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -125,9 +128,11 @@ class Run:
 
     ``losses`` and ``gradient_norms`` have one number a step, unscaled; ``loss_scales`` the scale
     that each step used, 1.0 without scaling; ``skipped_steps`` the steps whose update was left
-    out; ``validation_losses`` pairs of steps done and loss.  ``seconds`` covers the training steps
-    only.  ``memory`` is counted from tensors, by category; ``peak_memory_bytes`` is what CUDA's
-    allocator reports, or on a CPU, which keeps no count, the sum of ``memory``.
+    out; ``validation_losses`` pairs of steps done and loss; ``updates_lost`` pairs of step, counted
+    from 0, and fraction of `mpbook.lost_updates`, but for steps without any update.  ``seconds``
+    covers the training steps only, that counting included.  ``memory`` is counted from tensors, by
+    category; ``peak_memory_bytes`` is what CUDA's allocator reports, or on a CPU, which keeps no
+    count, the sum of ``memory``.
     """
 
     precision: Precision
@@ -137,6 +142,7 @@ class Run:
     loss_scales: list[float] = field(default_factory=list)
     skipped_steps: list[int] = field(default_factory=list)
     validation_losses: list[tuple[int, float]] = field(default_factory=list)
+    updates_lost: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     items_per_second: float = math.nan
     memory: Memory = field(default_factory=Memory)

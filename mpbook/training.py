@@ -28,8 +28,14 @@ from mpbook import checkpoints
 from mpbook.data import Data
 from mpbook.device import matmul_emulation, pick
 from mpbook.device import name as device_name
-from mpbook.loss_scaling import DynamicLossScaler, StaticLossScaler
-from mpbook.master_weights import Float32Updates
+from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
+from mpbook.lost_updates import updates_lost
+from mpbook.master_weights import (
+    Float32Updates,
+    KahanSummation,
+    MasterWeights,
+    StochasticRounding,
+)
 from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
 from mpbook.models import parameter_count
 from mpbook.notebook import Progress
@@ -44,20 +50,13 @@ class Trainer:
     """What changes during a run: the model, the optimizer, the loss scale, the random states."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer | Float32Updates
-    scaler: StaticLossScaler | None
+    optimizer: torch.optim.Optimizer
+    scaler: StaticLossScaler
     precision: Precision
     settings: Settings
     device: torch.device
     generator: torch.Generator
     forward: Callable[[Tensor], Tensor]
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients that the optimizer will use, as it will use them."""
-        if isinstance(self.optimizer, Float32Updates):
-            return self.optimizer.take_gradients()
-        groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""
@@ -79,25 +78,21 @@ def training_step(
         The loss and the norm of the unscaled gradients, as 0-dimensional
         float32 tensors, and whether the weights were updated.
     """
-    scaler, finite = trainer.scaler, True
-    trainer.optimizer.zero_grad()
+    scaler, optimizer = trainer.scaler, trainer.optimizer
+    optimizer.zero_grad()
 
     loss = trainer.loss(inputs, targets)  # forward in 16 bits
-    scaled = loss if scaler is None else scaler.scale(loss)
-    scaled.backward()  # backward in 16 bits
+    scaler.scale(loss).backward()  # backward in 16 bits
 
-    gradients = trainer.gradients()
-    if scaler is not None:
-        finite = scaler.unscale_(gradients)  # in float32
+    scaler.unscale_(optimizer)  # in float32
+    gradients = gradients_of(optimizer)
     norm = gradient_norm(gradients)
     if trainer.settings.clip_norm is not None:
         clip(gradients, norm, trainer.settings.clip_norm)
 
-    if finite:
-        trainer.optimizer.step()  # in float32, if the weights are
-    if scaler is not None:
-        scaler.update(finite=finite)
-    return loss.detach(), norm, finite
+    updated = scaler.step(optimizer)  # in float32, if the weights are
+    scaler.update()
+    return loss.detach(), norm, updated
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
@@ -198,12 +193,12 @@ def _loop(
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
             inputs, targets = data.sample(settings.batch_size, trainer.generator)
-            scale = trainer.scaler.loss_scale if trainer.scaler else 1.0
+            scale = trainer.scaler.loss_scale
             if step == first:  # outside the clock: it counts memory, and warms caches up
-                loss, norm, updated = _measured_step(trainer, run, inputs, targets)
+                loss, norm, updated = _measured_step(trainer, run, inputs, targets, step)
                 watch.start()
             else:
-                loss, norm, updated = training_step(trainer, inputs, targets)
+                loss, norm, updated = _watched_step(trainer, run, inputs, targets, step)
             history.add(loss, norm, scale, updated=updated)
             line.update(step - first + 1)
             if settings.stop_on_nan and not bool(loss.isfinite()):
@@ -237,8 +232,23 @@ def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_ste
         run.peak_memory_bytes = run.memory.total
 
 
+def _watched_step(
+    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
+) -> tuple[Tensor, Tensor, bool]:
+    """One step, which counts the updates that rounding swallows if it is time to."""
+    every = trainer.settings.count_lost_updates_every
+    if every is None or step % every:
+        return training_step(trainer, inputs, targets)
+    with updates_lost(trainer.model, trainer.optimizer) as lost:
+        result = training_step(trainer, inputs, targets)
+    fraction = lost.fraction
+    if not math.isnan(fraction):
+        run.updates_lost.append((step, fraction))
+    return result
+
+
 def _measured_step(
-    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor
+    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
 ) -> tuple[Tensor, Tensor, bool]:
     """The first step, which also counts what a step holds in memory.
 
@@ -247,24 +257,21 @@ def _measured_step(
     compiled = trainer.forward is not trainer.model
     counting = nullcontext(lambda: 0) if compiled else saved_for_backward(trainer.model)
     with counting as saved:
-        result = training_step(trainer, inputs, targets)
+        result = _watched_step(trainer, run, inputs, targets, step)
     parameters = list(trainer.model.parameters())
-    updates = trainer.optimizer
-    copies = updates.copies if isinstance(updates, Float32Updates) else []
-    gradients = [p.grad for p in (*parameters, *copies) if p.grad is not None]
+    kept = trainer.optimizer.kept if isinstance(trainer.optimizer, Float32Updates) else {}
     run.memory = Memory(
         parameters=count_bytes(parameters),
-        master_copies=count_bytes(copies),
-        gradients=count_bytes(gradients),
+        master_copies=count_bytes(kept.values()),
+        gradients=count_bytes(p.grad for p in parameters if p.grad is not None),
         saved_for_backward=saved(),
     )
     return result
 
 
-def _optimizer_bytes(optimizer: torch.optim.Optimizer | Float32Updates) -> int:
+def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of optimizer state, counted at the end: a skipped first step has made none yet."""
-    inner = optimizer.optimizer if isinstance(optimizer, Float32Updates) else optimizer
-    return count_bytes(state_tensors(inner.state_dict()["state"]))
+    return count_bytes(state_tensors(optimizer.state_dict()["state"]))
 
 
 @torch.no_grad()
@@ -307,21 +314,22 @@ def _prepare(
 
 def _prepare_optimizer(
     parameters: list[nn.Parameter], precision: Precision, settings: Settings, device: torch.device
-) -> torch.optim.Optimizer | Float32Updates:
-    if precision.parameter_dtype == torch.float32 or not precision.updates_in_float32:
-        return settings.make_optimizer(parameters)
-    return Float32Updates(
-        parameters,
-        settings.make_optimizer,
-        keep="master_copy" if precision.master_copy else "nothing",
-        rounding=precision.update_rounding,
-        generator=torch.Generator(device).manual_seed(settings.seed + 1),
-    )
+) -> torch.optim.Optimizer:
+    optimizer = settings.make_optimizer(parameters)
+    match precision.weight_update:
+        case "master_weights":
+            return MasterWeights(optimizer)
+        case "stochastic_rounding":
+            generator = torch.Generator(device).manual_seed(settings.seed + 1)
+            return StochasticRounding(optimizer, generator=generator)
+        case "kahan_summation":
+            return KahanSummation(optimizer)
+    return optimizer
 
 
-def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler | None:
+def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler:
     if precision.loss_scale is None:
-        return None
+        return NoLossScaler()
     if precision.loss_scale == "dynamic":
         return DynamicLossScaler(growth_interval=settings.loss_scale_growth_interval)
     return StaticLossScaler(float(precision.loss_scale))
@@ -391,6 +399,7 @@ def _deterministic() -> Iterator[None]:
 # --- Saving and going on ----------------------------------------------------------------------
 
 _RECORDED = ("losses", "gradient_norms", "loss_scales", "skipped_steps", "seconds")
+_RECORDED_PAIRS = ("validation_losses", "updates_lost")
 
 
 def _save(path: Path, trainer: Trainer, run: Run) -> None:
@@ -400,12 +409,12 @@ def _save(path: Path, trainer: Trainer, run: Run) -> None:
         "identity": _identity(trainer, run),
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
+        "scaler": trainer.scaler.state_dict(),
         "batches": trainer.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_cuda else None,
         "run": {name: getattr(run, name) for name in _RECORDED},
-        "validation_losses": [list(pair) for pair in run.validation_losses],
+        **{name: [list(pair) for pair in getattr(run, name)] for name in _RECORDED_PAIRS},
     }
     checkpoints.save(path, state)
 
@@ -421,15 +430,15 @@ def _load(path: Path, trainer: Trainer, run: Run) -> None:
             )
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    if trainer.scaler:
-        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.scaler.load_state_dict(state["scaler"])
     trainer.generator.set_state(state["batches"])
     torch.set_rng_state(state["torch_rng"])
     if trainer.device.type == "cuda" and state["cuda_rng"] is not None:
         torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
     for name in _RECORDED:
         setattr(run, name, state["run"][name])
-    run.validation_losses = [(step, loss) for step, loss in state["validation_losses"]]
+    for name in _RECORDED_PAIRS:
+        setattr(run, name, [(step, value) for step, value in state[name]])
     if run.steps >= trainer.settings.steps:
         raise ValueError(
             f'steps={trainer.settings.steps}: "{path}" has done {run.steps} already; '

@@ -23,8 +23,8 @@ MEANINGS: dict[str, tuple[torch.dtype, torch.dtype, str, str | None]] = {
     "bf16-true": (BF16, BF16, "ieee", None),
 }
 ROWS = {
-    "32-true": ["float32", "float32", "float32", "float32", "none", "none", "nearest-even"],
-    "tf32": ["float32", "tf32", "float32", "float32", "none", "none", "nearest-even"],
+    "32-true": ["float32", "float32", "float32", "float32", "none", "none", "in float32"],
+    "tf32": ["float32", "tf32", "float32", "float32", "none", "none", "in float32"],
     "16-mixed": [
         "float32",
         "float16, by autocast",
@@ -32,7 +32,7 @@ ROWS = {
         "float32",
         "the parameters themselves",
         "dynamic",
-        "nearest-even",
+        "in float32",
     ],
     "bf16-mixed": [
         "float32",
@@ -41,10 +41,10 @@ ROWS = {
         "float32",
         "the parameters themselves",
         "none",
-        "nearest-even",
+        "in float32",
     ],
-    "16-true": ["float16", "float16", "float16", "float16", "none", "none", "nearest-even"],
-    "bf16-true": ["bfloat16", "bfloat16", "bfloat16", "bfloat16", "none", "none", "nearest-even"],
+    "16-true": ["float16", "float16", "float16", "float16", "none", "none", "in float16"],
+    "bf16-true": ["bfloat16", "bfloat16", "bfloat16", "bfloat16", "none", "none", "in bfloat16"],
 }
 TITLES = [
     "parameters",
@@ -53,8 +53,13 @@ TITLES = [
     "optimizer state",
     "float32 master copy",
     "loss scale",
-    "update rounding",
+    "weight update",
 ]
+CURES = {
+    "master_weights": "in float32, on a master copy",
+    "stochastic_rounding": "in float32, rounded stochastically",
+    "kahan_summation": "in float32, what rounding discards is kept",
+}
 
 
 def bf16_true(**options: Any) -> Precision:
@@ -71,8 +76,7 @@ def test_a_name_means_these_dtypes(name: str) -> None:
     found = (precision.parameter_dtype, precision.compute_dtype)
     assert (*found, precision.float32_matmul, precision.loss_scale) == MEANINGS[name]
     assert precision.name == name
-    assert precision.master_copy is False
-    assert precision.update_rounding == "nearest-even"
+    assert precision.weight_update == "plain"
 
 
 @pytest.mark.parametrize("name", MEANINGS)
@@ -98,8 +102,7 @@ def test_gradients_have_the_dtype_that_torch_gives_them(name: str) -> None:
         (PRECISIONS["bf16-mixed"], True),
         (PRECISIONS["16-true"], False),
         (PRECISIONS["bf16-true"], False),
-        (bf16_true(master_copy=True), True),
-        (bf16_true(update_rounding="stochastic"), True),
+        *((bf16_true(weight_update=cure), True) for cure in CURES),
     ],
 )
 def test_the_update_is_in_float32_unless_16_bit_weights_have_nothing_else(
@@ -193,11 +196,19 @@ def test_what_is_no_name_is_a_type_error(thing: Any) -> None:
         (dict(parameter_dtype=F16, compute_dtype=BF16), "keeps float32 weights"),
         (dict(parameter_dtype=BF16, compute_dtype=F16), "torch.bfloat16 weights compute in their"),
         (dict(float32_matmul="high"), 'float32_matmul=\'high\': expected "ieee" or "tf32"'),
-        (dict(update_rounding="up"), 'update_rounding=\'up\': expected "nearest-even" or "stoch'),
-        (dict(master_copy=True), "master_copy=True: float32 parameters are their own master copy"),
-        (dict(master_copy=True, compute_dtype=BF16), "master_copy=True: float32 parameters"),
-        (dict(update_rounding="stochastic"), "needs 16-bit parameters"),
-        (dict(update_rounding="stochastic", compute_dtype=F16), "needs 16-bit parameters"),
+        (
+            dict(weight_update="kahan"),
+            'weight_update=\'kahan\': expected "plain", "master_weights"',
+        ),
+        (
+            dict(weight_update=None),
+            'weight_update=None: expected .*"stochastic_rounding" or "kahan_s',
+        ),
+        (dict(weight_update="master_weights"), 'weights": float32 parameters are their own master'),
+        (dict(weight_update="master_weights", compute_dtype=BF16), "are their own master copy"),
+        (dict(weight_update="stochastic_rounding"), 'rounding": needs 16-bit parameters to round'),
+        (dict(weight_update="stochastic_rounding", compute_dtype=F16), "needs 16-bit parameters"),
+        (dict(weight_update="kahan_summation"), "needs 16-bit parameters, whose rounding it makes"),
     ],
 )
 def test_what_cannot_train_is_refused(options: dict[str, Any], message: str) -> None:
@@ -221,17 +232,10 @@ def test_a_loss_scale_is_dynamic_or_a_positive_number_or_none(scale: Any) -> Non
 @pytest.mark.parametrize("dtype", [F16, BF16])
 def test_a_loss_scale_needs_an_update_in_float32(scale: Any, dtype: torch.dtype) -> None:
     options: dict[str, Any] = dict(parameter_dtype=dtype, compute_dtype=dtype, loss_scale=scale)
-    with pytest.raises(ValueError, match=r"loss_scale=.*use master_copy=True, or float32 param"):
+    with pytest.raises(ValueError, match=r'loss_scale=.*"master_weights", or float32 param'):
         Precision("mine", **options)
-    assert Precision("mine", **options, master_copy=True).loss_scale == scale
-    assert Precision("mine", **options, update_rounding="stochastic").loss_scale == scale
-
-
-def test_stochastic_rounding_and_a_master_copy_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="replaces master_copy; choose one"):
-        bf16_true(master_copy=True, update_rounding="stochastic")
-    assert bf16_true(update_rounding="stochastic").update_rounding == "stochastic"
-    assert bf16_true(master_copy=True).master_copy is True
+    for cure in CURES:
+        assert Precision("mine", **options, weight_update=cure).loss_scale == scale
 
 
 # --- as a table -------------------------------------------------------------------------------
@@ -249,15 +253,22 @@ def test_the_table_says_what_is_stored_and_computed(name: str) -> None:
     assert list(table.rows) == list(zip(TITLES, ROWS[name], strict=True))
 
 
-def test_the_table_names_a_master_copy_a_static_scale_and_the_rounding() -> None:
+def test_the_table_names_a_master_copy_and_a_static_scale() -> None:
     scaled = Precision(
-        "a", parameter_dtype=F16, compute_dtype=F16, master_copy=True, loss_scale=8.0
+        "a", parameter_dtype=F16, compute_dtype=F16, weight_update="master_weights", loss_scale=8.0
     )
     rows = cells(scaled)
     assert rows["float32 master copy"] == "kept by the optimizer"
     assert rows["loss scale"] == "8.0"
     assert (rows["gradients"], rows["optimizer state"]) == ("float16", "float32")
-    assert cells(bf16_true(update_rounding="stochastic"))["update rounding"] == ("stochastic")
+
+
+@pytest.mark.parametrize("cure", CURES)
+def test_the_table_says_in_words_how_weights_are_updated(cure: str) -> None:
+    rows = cells(bf16_true(weight_update=cure))
+    assert rows["weight update"] == CURES[cure]
+    assert rows["optimizer state"] == "float32"
+    assert (rows["float32 master copy"] != "none") == (cure == "master_weights")
 
 
 def test_products_in_16_bits_are_not_called_tf32() -> None:
@@ -273,7 +284,7 @@ def test_a_precision_prints_as_its_table() -> None:
 
 
 def test_a_comparison_has_a_column_for_each_precision() -> None:
-    table = comparison("bf16-true", "16-mixed", bf16_true(master_copy=True))
+    table = comparison("bf16-true", "16-mixed", bf16_true(weight_update="master_weights"))
     assert list(table.header) == ["", "bf16-true", "16-mixed", "mine"]
     columns = list(zip(*table.rows, strict=True))
     assert list(columns[0]) == TITLES

@@ -14,6 +14,7 @@ from torch import nn
 from mpbook import checkpoints, training
 from mpbook.data import ByteCorpus, Examples
 from mpbook.device import matmul_emulation
+from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.measure import Memory
 from mpbook.models import GPT, MLP, GPTConfig
 from mpbook.precision import PRECISIONS, Precision, as_precision
@@ -23,9 +24,10 @@ from mpbook.training import autocast, clip, gradient_norm, train, training_step
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 NAMES = ["32-true", "16-mixed", "bf16-mixed", "bf16-true"]
 CURES = [
-    Precision("bf16 master", torch.bfloat16, torch.bfloat16, master_copy=True),
-    Precision("bf16 stochastic", torch.bfloat16, torch.bfloat16, update_rounding="stochastic"),
-    Precision("fp16 master", torch.float16, torch.float16, loss_scale=1024.0, master_copy=True),
+    Precision("bf16 master", torch.bfloat16, torch.bfloat16, weight_update="master_weights"),
+    Precision("bf16 random", torch.bfloat16, torch.bfloat16, weight_update="stochastic_rounding"),
+    Precision("bf16 kahan", torch.bfloat16, torch.bfloat16, weight_update="kahan_summation"),
+    replace(PRECISIONS["16-true"], weight_update="master_weights", loss_scale=1024.0),
 ]
 
 
@@ -452,18 +454,73 @@ def test_a_master_copy_lives_from_step_to_step(precision, moves):
     assert bool(changed.any()) == moves
 
 
-@pytest.mark.parametrize(("precision", "keep"), [(CURES[0], "master_copy"), (CURES[1], "nothing")])
-def test_only_a_master_copy_is_kept(precision, keep):
+def test_each_weight_update_has_its_optimizer():
     cpu = torch.device("cpu")
-    trainer = training._prepare(model(), precision, Settings(steps=1), cpu, False)
-    assert (trainer.optimizer.keep, trainer.optimizer.rounding) == (keep, precision.update_rounding)
+    for precision, kind in zip(
+        CURES, [MasterWeights, StochasticRounding, KahanSummation], strict=False
+    ):
+        trainer = training._prepare(model(), precision, Settings(steps=1, seed=5), cpu, False)
+        assert (
+            type(trainer.optimizer) is kind
+            and type(trainer.optimizer.optimizer) is torch.optim.AdamW
+        )
+    trainer = training._prepare(model(), PRECISIONS["bf16-true"], Settings(steps=1), cpu, False)
+    assert type(trainer.optimizer) is torch.optim.AdamW
 
 
-def test_master_copies_are_counted():
-    memory = train(model(), data(), precision=CURES[0], steps=1, device="cpu").memory
-    assert memory.master_copies == 2 * memory.parameters
-    assert memory.gradients == 2 * memory.parameters  # moved to the float32 copies
-    assert memory.optimizer_state > 4 * memory.parameters
+@pytest.mark.parametrize(("precision", "kept"), zip(CURES, [4, 0, 2, 4], strict=True), ids=str)
+def test_what_is_kept_beside_16_bit_weights_is_counted(precision, kept):
+    net = model()
+    count = sum(p.numel() for p in net.parameters())
+    memory = train(net, data(), precision=precision, steps=2, device="cpu").memory
+    assert memory.parameters == memory.gradients == 2 * count
+    assert memory.master_copies == kept * count
+    assert memory.optimizer_state == 8 * count + 4 * 4  # and a step counter for each parameter
+
+
+def test_the_float32_gradients_of_a_skipped_first_step_are_not_counted():
+    huge = replace(CURES[3], loss_scale=2.0**40)
+    run = train(model(), data(), precision=huge, steps=1, device="cpu")
+    assert run.skipped_steps == [0] and run.memory.gradients == run.memory.parameters
+
+
+# --- lost updates -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_lost_updates_are_counted_every_so_many_steps(device):
+    options = dict(steps=7, batch_size=16, optimizer="sgd", learning_rate=1e-3, device=device)
+    found = {}
+    for precision in ("32-true", "bf16-mixed", "bf16-true", CURES[0]):
+        run = train(model(), data(), precision=precision, count_lost_updates_every=3, **options)
+        assert [step for step, _ in run.updates_lost] == [0, 3, 6]
+        found[run.precision.name] = [fraction for _, fraction in run.updates_lost]
+        assert train(model(), data(), precision=precision, **options).updates_lost == []
+    assert min(found.pop("bf16-true")) > 0.5
+    assert list(found.values()) == [[0, 0, 0]] * 3
+
+
+@pytest.mark.parametrize("precision", [*NAMES, *CURES], ids=str)
+def test_counting_lost_updates_does_not_change_a_run(precision):
+    options = dict(precision=precision, steps=5, batch_size=16, device="cpu")
+    watched = train(model(0.2), data(), count_lost_updates_every=1, **options)
+    alone = train(model(0.2), data(), **options)
+    assert watched.losses == alone.losses and same(weights(watched.model), weights(alone.model))
+    assert watched.memory == alone.memory and len(watched.updates_lost) == 5
+
+
+def test_a_skipped_step_has_no_lost_updates():
+    huge = replace(PRECISIONS["16-mixed"], loss_scale=2.0**40)
+    run = train(model(), data(), precision=huge, steps=2, count_lost_updates_every=1)
+    assert run.skipped_steps == [0, 1] and run.updates_lost == []
+
+
+def test_a_step_without_any_update_has_no_fraction():
+    def flat(outputs, targets):
+        return 0 * cross_entropy(outputs, targets)
+
+    options = dict(optimizer="sgd", count_lost_updates_every=1, loss=flat)
+    assert train(model(), data(), precision="bf16-true", steps=2, **options).updates_lost == []
 
 
 def test_a_compiled_model_is_called_and_not_hooked(monkeypatch):
@@ -519,7 +576,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(precision, device, tmp_
     path = tmp_path / "run.pt"
     options = dict(
         precision=precision, batch_size=16, learning_rate=0.01, validate_every=3, clip_norm=1.0,
-        loss_scale_growth_interval=2, seed=3, device=device,
+        loss_scale_growth_interval=2, seed=3, device=device, count_lost_updates_every=2,
     )  # fmt: skip
     whole = train(model(0.2), data(), steps=9, **options)
     train(model(0.2), data(), steps=5, save_to=path, **options)
@@ -529,6 +586,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(precision, device, tmp_
     assert resumed.gradient_norms == whole.gradient_norms
     assert resumed.loss_scales == whole.loss_scales
     assert resumed.skipped_steps == whole.skipped_steps
+    assert resumed.updates_lost == whole.updates_lost and len(whole.updates_lost) == 5
     assert [v for v in resumed.validation_losses if v[0] != 5] == whole.validation_losses
     assert same(weights(resumed.model), weights(whole.model))
 
@@ -893,6 +951,7 @@ def test_memory_is_a_plain_record():
         (dict(steps=0), ValueError, "steps=0"),
         (dict(batch_size=0), ValueError, "batch_size=0"),
         (dict(validate_every=0), ValueError, "validate_every=0"),
+        (dict(count_lost_updates_every=0), ValueError, "count_lost_updates_every=0"),
         (dict(learning_rate=0.0), ValueError, "learning_rate=0.0"),
         (dict(learning_rate=math.nan), ValueError, "learning_rate=nan"),
         (dict(learning_rate=math.inf), ValueError, "learning_rate=inf"),
