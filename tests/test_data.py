@@ -409,7 +409,7 @@ def test_the_manual_is_every_chapter_in_order_of_its_name(monkeypatch: pytest.Mo
 
 def test_a_python_without_the_text_of_help_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(RuntimeError, match="no module pydoc_data.topics: this Python was"):
+    with pytest.raises(RuntimeError, match=r"no module pydoc_data\.topics: this Python was"):
         python_manual()
 
 
@@ -419,7 +419,7 @@ def test_the_real_manual_is_english_on_this_machine() -> None:
     assert data.sequence_length == 64
     assert data.text.dtype == torch.uint8
     assert 3e5 < len(data.text) < 3e6
-    assert b"The \"assert\" statement" in bytes(data.text.tolist())
+    assert b'The "assert" statement' in bytes(data.text.tolist())
     again = python_manual(sequence_length=32)
     assert again.sequence_length == 32
     assert torch.equal(again.text, data.text)
@@ -429,4 +429,4 @@ def test_the_real_manual_is_english_on_this_machine() -> None:
 
 def test_the_manual_is_no_part_of_the_library() -> None:
     library = bytes(standard_library().text.tolist())
-    assert b"The \"assert\" statement" not in library
+    assert b'The "assert" statement' not in library
