@@ -4,7 +4,6 @@ import copy
 import doctest
 import math
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from mpbook.loss_scaling import (
     gradients_of,
     nonfinite_gradients,
 )
-from mpbook.master_weights import Float32Updates
+from mpbook.master_weights import MasterWeights
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SEEDS = range(20)
@@ -653,7 +652,7 @@ def test_an_infinity_of_a_16_bit_weight_skips_the_step_of_its_copy():
 def test_16_bit_weights_with_float32_updates_train_under_a_scale():
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.zeros(4, dtype=torch.float16))
-    optimizer = Float32Updates([parameter], partial(torch.optim.SGD, lr=1.0))
+    optimizer = MasterWeights(torch.optim.SGD([parameter], lr=1.0))
     scaler = DynamicLossScaler(2.0**14)
     for _ in range(4):
         optimizer.zero_grad()
@@ -661,7 +660,7 @@ def test_16_bit_weights_with_float32_updates_train_under_a_scale():
         scaler.scale(loss / 2).backward()
         scaler.step(optimizer)
         scaler.update()
-    assert optimizer.copies[0].tolist() == [-4 * 2**-25] * 4
+    assert optimizer.copies[parameter].tolist() == [-4 * 2**-25] * 4
 
 
 # --- Which parameter it is --------------------------------------------------------------------
