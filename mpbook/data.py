@@ -3,6 +3,7 @@
 * `digits`: 1797 handwritten digits of 8 x 8 pixels, which come with scikit-learn;
 * `standard_library`: the source code of Python's own standard library, as a corpus of bytes;
 * `identifiers`: the names in it, to predict which of them occur in the next lines.
+* `python_manual`: the chapters of Python's manual that `help()` shows: English, to fine-tune on.
 
 All give random batches under an explicit generator that lives on the CPU, so that a seed means
 the same batches on every device.  Bring your own data as `Examples`, or as any object with their
@@ -277,6 +278,30 @@ def _passages(text: str, lines: int) -> list[list[str]]:
     starts = range(0, len(rows), lines)
     found = (re.findall(r"[A-Za-z_]\w+", "\n".join(rows[k : k + lines])) for k in starts)
     return [list(dict.fromkeys(words)) for words in found]
+
+
+def python_manual(*, sequence_length: int = 64) -> ByteCorpus:
+    """The chapters of Python's own manual that ``help()`` shows, as a corpus of bytes.
+
+    About 0.7 MB of English.  Not a byte of it is in `standard_library`, so a model that was trained
+    there can be fine-tuned here.  Versions of Python differ, so hold results to tolerances, not
+    digits.
+
+    Args:
+        sequence_length: tokens of one example.
+
+    Raises:
+        RuntimeError: this Python carries no such text.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise RuntimeError(
+            "no module pydoc_data.topics: this Python was installed without the text of help()"
+        ) from error
+    text = "\n".join(topics[name] for name in sorted(topics)).encode()
+    tensor = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return ByteCorpus(tensor, sequence_length, name="Python manual")
 
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}

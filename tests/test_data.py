@@ -3,6 +3,7 @@
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import mpbook.data
-from mpbook.data import ByteCorpus, Data, Examples, digits, identifiers, standard_library
+from mpbook.data import (
+    ByteCorpus,
+    Data,
+    Examples,
+    digits,
+    identifiers,
+    python_manual,
+    standard_library,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -474,3 +483,45 @@ def test_identifiers_are_pythons_own_and_about_one_label_in_a_hundred_is_true() 
     again = identifiers()
     assert torch.equal(again.inputs, data.inputs)
     assert torch.equal(again.targets, data.targets)
+
+
+# --- Python's manual --------------------------------------------------------------------------
+
+
+def topics_module(**topics: str) -> ModuleType:
+    module = ModuleType("pydoc_data.topics")
+    module.__dict__["topics"] = topics
+    return module
+
+
+def test_the_manual_is_every_chapter_in_order_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = topics_module(b="second é", a="first", c="third")
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
+    data = python_manual(sequence_length=1)
+    assert bytes(data.text.tolist()).decode() == "first\nsecond é\nthird"
+    assert data.sequence_length == 1
+
+
+def test_a_python_without_the_text_of_help_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(RuntimeError, match=r"no module pydoc_data\.topics: this Python was"):
+        python_manual()
+
+
+def test_the_real_manual_is_english_on_this_machine() -> None:
+    data = python_manual()
+    assert data.name == "Python manual"
+    assert data.sequence_length == 64
+    assert data.text.dtype == torch.uint8
+    assert 3e5 < len(data.text) < 3e6
+    assert b'The "assert" statement' in bytes(data.text.tolist())
+    again = python_manual(sequence_length=32)
+    assert again.sequence_length == 32
+    assert torch.equal(again.text, data.text)
+    again.text[0] = 0  # each corpus owns its bytes
+    assert data.text[0] != 0
+
+
+def test_the_manual_is_no_part_of_the_library() -> None:
+    library = bytes(standard_library().text.tolist())
+    assert b'The "assert" statement' not in library

@@ -234,7 +234,7 @@ def test_the_window_holds_all_scales_that_fit_and_no_other(seed, low, width, nam
     window = histogram.window(name, lost=lost, of=of)
     found = [k for k in range(-90, 90) if fits(histogram.shifted(k), name, lost, of)]
     assert window == ((found[0], found[-1]) if found else None)
-    assert found == list(range(*(window and (window[0], window[1] + 1) or (0, 0))))
+    assert found == list(range(*((window and (window[0], window[1] + 1)) or (0, 0))))
 
 
 def test_a_tensor_wider_than_the_format_has_no_window():
