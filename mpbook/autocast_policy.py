@@ -256,7 +256,7 @@ def measure_policy(
         raise ValueError(f"dtype={dtype}: autocast casts to torch.float16 or torch.bfloat16")
     with _quiet_and_repeatable(chosen, fake=fake):
         rules = tuple(_measure(operator, chosen, lower, fake=fake) for operator in operators)
-    name = f"{chosen.type}, without one" if fake else devices.name(chosen)
+    name = chosen.type if fake else devices.name(chosen)
     return Policy(name, chosen.type, torch.__version__, dtype_name(lower), tensors, rules)
 
 

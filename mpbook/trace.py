@@ -427,9 +427,9 @@ class _Recorder(TorchDispatchMode):
 
     def _is_cached(self, weight: Tensor, target: torch.dtype) -> bool:
         """Whether autocast keeps this copy: the rule of ``cached_cast`` in autocast_mode.cpp."""
-        trains = weight.requires_grad and weight.is_leaf and not weight._is_view()
+        trains = weight.requires_grad and not weight._is_view()
         narrows = weight.dtype == torch.float32 and target == self.precision.compute_dtype
-        return self.precision.is_mixed and trains and narrows and torch.is_autocast_cache_enabled()
+        return trains and narrows and torch.is_autocast_cache_enabled()
 
     def trace(self, *, with_loss: bool) -> Trace:
         """What was seen."""

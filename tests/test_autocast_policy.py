@@ -208,6 +208,10 @@ def test_an_operator_outside_the_lists_sees_what_it_is_given(cpu: Policy) -> Non
         assert seen.error == ""
 
 
+def test_indices_are_no_operands_to_cast(cpu: Policy) -> None:
+    assert cpu.of("embedding").on("float16").computed_in == ("float16",)
+
+
 def test_some_operators_compute_in_float32_by_themselves(cpu: Policy) -> None:
     seen = cpu.of("rms_norm").on("bfloat16")
     assert (seen.output, seen.computed_in) == ("bfloat16", ("float32",))
@@ -436,6 +440,7 @@ def test_a_record_says_where_it_comes_from(cpu: Policy, cuda_rules: Policy) -> N
     assert (saved["autocast_dtype"], saved["tensors"]) == ("bfloat16", "real")
     assert saved["device"] == mpbook.device.name("cpu")
     assert cuda_rules.as_dict()["tensors"] == "fake"
+    assert cuda_rules.as_dict()["device"] == "cuda"  # no GPU in particular
     assert cuda_rules.autocast_dtype == "float16"
     assert "no kernel ran" in cuda_rules.caption and "no kernel ran" not in cpu.caption
 

@@ -282,6 +282,21 @@ def test_casts_of_one_weight_to_two_dtypes_are_no_repetition() -> None:
     assert again.repeated == (cast,)
 
 
+@pytest.mark.filterwarnings("ignore:model. holds bfloat16")
+def test_only_the_narrowing_of_a_float32_weight_is_cached() -> None:
+    narrow = trace_dtypes(Twice().bfloat16(), numbers(2, 4), "16-mixed")
+    cast = next(c for c in narrow.casts if c.what == "weight")
+    assert (cast.source, cast.target, cast.cached) == ("bfloat16", "float16", False)
+
+    class Widened(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double() * self.weight.double()
+
+    wide = trace_dtypes(Widened(4, 1), numbers(2, 4), "bf16-mixed")
+    cast = next(c for c in wide.casts if c.what == "weight")
+    assert (cast.target, cast.cached) == ("float64", False)
+
+
 @on_each_device
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_casts_the_weights_again_in_the_backward_pass(
@@ -311,6 +326,35 @@ def test_checkpointing_casts_the_weights_again_in_the_backward_pass(
         assert len(gradients) == (3 if name == "inner.0" else 2)
     cached = [p for n, p in model.named_parameters()]
     assert trace.cache_bytes == 2 * sum(p.numel() for p in cached)  # recomputing adds nothing
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_computed_again_is_forward_work(reentrant: bool) -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.detach().double().sin().float()
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = Gate()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.gate, x, use_reentrant=reentrant)
+
+    trace = trace_dtypes(Gated(), numbers(2, 4).requires_grad_(), "bf16-mixed")
+    assert trace.of("gate").computed_in == ("float32", "float64")
+    assert trace.of("gate").backward_in == ("float32",)
+
+
+def test_only_a_change_between_floating_dtypes_is_a_cast() -> None:
+    class Moves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            copied = x.to(torch.float32, copy=True)
+            return copied + x.long().float() + torch.arange(4).float()
+
+    trace = trace_dtypes(Moves(), numbers(2, 4), "bf16-mixed", backward=False)
+    assert trace.casts == ()
 
 
 # --- Real models ------------------------------------------------------------------------------
@@ -532,8 +576,10 @@ def test_modules_that_the_batch_does_not_reach_are_listed() -> None:
 
 def test_16_bit_weights_under_a_mixed_precision_are_pointed_out() -> None:
     model = MLP(4, 2).bfloat16()
-    with pytest.warns(UserWarning, match=r"model: holds bfloat16 parameters, and .*model\.float\("):
+    message = r"model: holds bfloat16 parameters, and .*model\.float\("
+    with pytest.warns(UserWarning, match=message) as caught:
         trace_dtypes(model, numbers(2, 4), "bf16-mixed")
+    assert caught[0].filename == __file__  # it points at the caller
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace_dtypes(model, numbers(2, 4), "bf16-true")
