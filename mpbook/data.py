@@ -2,7 +2,7 @@
 
 * `digits`: 1797 handwritten digits of 8 x 8 pixels, which come with scikit-learn;
 * `standard_library`: the source code of Python's own standard library, as a corpus of bytes;
-* `identifiers`: the names in it, to predict which of them occur in the next lines.
+* `identifiers`: the names in it, to predict which of them occur in the next lines;
 * `python_manual`: the chapters of Python's manual that `help()` shows: English, to fine-tune on.
 
 All give random batches under an explicit generator that lives on the CPU, so that a seed means
