@@ -230,7 +230,7 @@ class Float32Updates(torch.optim.Optimizer):
                 f"parameters: one of shape {tuple(parameter.shape)} is {parameter.dtype}, "
                 "expected torch.float16, bfloat16, float32 or float64"
             )
-        if parameter in self._wrapped_as:
+        if parameter in self.copies:  # of others the wrapped optimizer knows
             raise ValueError("param_group: some parameters are in another group already")
 
     def _check_in_place(self) -> None:

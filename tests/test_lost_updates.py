@@ -383,17 +383,19 @@ def test_no_hook_is_left_behind_even_after_an_exception(kind, fails):
         assert not each._optimizer_step_pre_hooks and not each._optimizer_step_post_hooks
 
 
-def test_a_step_that_failed_is_forgotten():
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_that_failed_is_forgotten(every):
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    with updates_lost(net, optimizer) as lost:
+    with updates_lost(net, optimizer, every=every) as lost:
         give_gradients(net, 0)
         optimizer.param_groups[0]["lr"] = "fast"
         with pytest.raises(TypeError):
             optimizer.step()
         optimizer.param_groups[0]["lr"] = 1e-3
         optimizer.step()
-    assert len(lost.counts) == 1
+        optimizer.step()
+    assert lost.steps == {1: [1, 2], 2: [2]}[every]
 
 
 # --- closures and refusals --------------------------------------------------------------------

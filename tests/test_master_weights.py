@@ -255,6 +255,17 @@ def test_master_weights_keep_what_rounding_discarded_where_the_weights_were_not_
     assert optimizer.copies[parameter].tolist() == [changed, changed, kept, kept]
 
 
+def test_master_weights_that_are_loaded_win_over_weights_that_were_changed_before():
+    trained, other = weight(size=2), weight(size=2)
+    optimizer, resumed = (MasterWeights(sgd([p], lr=2**-10)) for p in (trained, other))
+    steps(optimizer, trained, count=3)
+    with torch.no_grad():
+        other.fill_(3.0)
+    resumed.load_state_dict(saved_and_read(optimizer.state_dict()))
+    steps(resumed, other)
+    assert resumed.copies[other].eq(1 - 4 * 2**-10).all()
+
+
 # --- stochastic rounding ----------------------------------------------------------------------
 
 
@@ -526,9 +537,10 @@ def test_a_skipped_step_leaves_nothing_behind_after_zero_grad(kind, set_to_none)
     optimizer.take_gradients()
     optimizer.zero_grad(set_to_none)
     assert all(stand_in.grad is None for stand_in in optimizer.copies.values())
-    optimizer.step()
-    assert parameter.eq(1).all()
     parameter.grad = torch.full_like(parameter, 0.25)
+    optimizer.step()
+    assert parameter.eq(0.75).all()
+    optimizer.zero_grad(set_to_none)
     optimizer.step()
     assert parameter.eq(0.75).all()
 
@@ -856,6 +868,8 @@ def test_a_parameter_listed_twice_in_a_group_has_one_copy():
     optimizer = MasterWeights(inner)
     first, second = optimizer.param_groups[0]["params"]
     assert first is second is optimizer.copies[parameter]
+    parameter.grad = torch.ones_like(parameter)
+    assert len(optimizer.take_gradients()) == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -991,11 +1005,13 @@ def test_the_saved_state_has_torchs_own_parts(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_of_something_else_is_refused_and_changes_nothing(kind):
-    def trained(kind: str | None, *sizes: int, dtype: torch.dtype = BF16, groups: int = 1) -> tuple:
+    def trained(
+        kind: str | None, *sizes: int, dtype: torch.dtype = BF16, groups: int = 1, lr: float = 2e-3
+    ) -> tuple:
         parameters = [weight(size=size, dtype=dtype) for size in sizes]
         split = len(sizes) // groups
         rows = [parameters[i : i + split] for i in range(0, len(sizes), split)]
-        optimizer = torch.optim.AdamW([{"params": row} for row in rows], lr=1e-3)
+        optimizer = torch.optim.AdamW([{"params": row} for row in rows], lr=lr)
         optimizer = optimizer if kind is None else wrap(kind, optimizer)
         for parameter in parameters:
             steps(optimizer, parameter)
@@ -1012,7 +1028,7 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing(kind):
         (trained(kind, 4, 6, dtype=F32), "parameter 0 was torch.float32"),
         (trained(kind, 4, 6, groups=2), "different number of parameter groups"),
     ]
-    _, optimizer = trained(kind, 4, 6)
+    _, optimizer = trained(kind, 4, 6, lr=1e-3)
     before = copy.deepcopy(optimizer.state_dict())
     for (_, other), message in refused:
         with pytest.raises(ValueError, match=message):
