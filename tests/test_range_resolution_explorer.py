@@ -94,8 +94,8 @@ def test_a_split_that_leaves_no_format_is_refused(
         (
             split(16, 4),
             "e4m11, 4 exponent and 11 mantissa bits: 100% of gradients and less than 0.1% of "
-            "weights and updates round to zero, 10% of activations overflow; a normal number is "
-            "off by at most 0.0244% (2^-12).",
+            "weights and updates round to zero, 10% of activations overflow; a normal number "
+            "is off by at most 0.0244% (2^-12).",
         ),
         (
             split(8, 6),
