@@ -165,15 +165,14 @@ def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPa
 
 @pytest.fixture(scope="module")
 def load_module(browser: Browser) -> Iterator[LoadModule]:
-    """Return a function that opens a page with a module of the explorers as ``window.m``."""
-    pages: list[Page] = []
+    """Return a function from a module of the explorers to a page that has it as ``window.m``."""
+    pages: dict[str, Page] = {}
 
     def load(name: str) -> Page:
-        pages.append(import_module(browser, name))
-        return pages[-1]
+        return pages.get(name) or pages.setdefault(name, import_module(browser, name))
 
     yield load
-    for page in pages:
+    for page in pages.values():
         page.close()
 
 

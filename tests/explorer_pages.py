@@ -6,6 +6,7 @@ The fixtures `load_module` and `open_explorer` in conftest.py hand these out.
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 from axe_playwright_python.sync_playwright import Axe
@@ -36,7 +37,7 @@ def import_module(browser: Browser, name: str) -> Page:
 
 
 class LoadModule(Protocol):
-    """Opens a page with a module of `static/` as ``window.m``; it is closed after the tests."""
+    """Gives the page that has a module of `static/` as ``window.m``; one for each test file."""
 
     def __call__(self, name: str) -> Page: ...
 
@@ -85,3 +86,15 @@ def middle(element: Locator) -> tuple[float, float]:
     box = element.bounding_box()
     assert box
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def random_histogram(random: Random) -> dict[str, Any]:
+    """A histogram that a tensor could have: a few values or many, anywhere in float32's range."""
+    first = random.randint(-60, 20)
+    binades = [
+        [exponent, random.choice([1, 2, random.randint(1, 10**6)])]
+        for exponent in range(first, first + random.randint(1, 40))
+        if random.random() < 0.8
+    ] or [[first, 1]]
+    largest = random.choice([None, 2.0 ** binades[-1][0] * random.choice([1, 1.8125, 1.999999])])
+    return {"zeros": random.randint(0, 99), "binades": binades, "largest": largest}

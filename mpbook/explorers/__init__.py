@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
+    from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
+    from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
-__all__ = ["FloatExplorer", "SumExplorer"]
+__all__ = ["FloatExplorer", "LossScaleExplorer", "RangeResolutionExplorer", "SumExplorer"]
 
-_MODULES = {"FloatExplorer": "float_explorer", "SumExplorer": "sum_explorer"}
+_MODULES = {
+    "FloatExplorer": "float_explorer",
+    "LossScaleExplorer": "loss_scale_explorer",
+    "RangeResolutionExplorer": "range_resolution_explorer",
+    "SumExplorer": "sum_explorer",
+}
 
 
 def __getattr__(name: str) -> Any:

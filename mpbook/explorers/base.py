@@ -28,9 +28,9 @@ class BadTraitError(traitlets.TraitError, ValueError):
 class Checked(traitlets.TraitType[Any, Any]):
     """A trait whose values pass through ``check``, which returns them normalised or raises."""
 
-    def __init__(self, check: Callable[[Any], Any], default: Any) -> None:
+    def __init__(self, check: Callable[[Any], Any], default: Any, **options: Any) -> None:
         self._check = check
-        super().__init__(default)
+        super().__init__(default, **options)
 
     def validate(self, obj: Any, value: Any) -> Any:
         """Return what ``check`` makes of the value."""

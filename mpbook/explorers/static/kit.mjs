@@ -42,6 +42,7 @@ export function say(element, text) {
 export const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 export const typeset = (text) => text.replaceAll("-", "−").replace("e+", "e").replace("nan", "NaN");
 export const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
+export const powers = (text) => text.replace(/\^(-?\d+)/g, (_, exponent) => superscript(exponent)); // 2^10 as 2¹⁰
 
 export function floorLog2(x) {
   const guess = Math.floor(Math.log2(x));

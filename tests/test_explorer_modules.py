@@ -1,0 +1,69 @@
+"""The explorers' JavaScript as one text, and what its shared modules compute."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from explorer_pages import LoadModule
+from sphinx_extension import bundle_source
+
+from mpbook.explorers.modules import STATIC, explorer_modules, linked
+from mpbook.formats import FORMATS
+from mpbook.plots import COLOURS
+
+
+def test_an_imported_module_is_written_in_with_a_scope_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.mjs").write_text('import { f } from "./b.mjs";\nexport const own = f();\n')
+    (tmp_path / "b.mjs").write_text(
+        'import { one } from "./c.mjs";\nconst own = 1;\nexport function f() {}\n'
+    )
+    (tmp_path / "c.mjs").write_text("export const one = 1;\n")
+    text = linked(tmp_path / "a.mjs")
+    assert "import" not in text
+    assert text.count("export") == 1
+    assert text.index("const { one }") > text.index("const { f }")
+
+
+def test_a_missing_module_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mjs").write_text('import { f } from "./b.mjs";\n')
+    with pytest.raises(FileNotFoundError, match=r"b\.mjs"):
+        linked(tmp_path / "a.mjs")
+
+
+def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
+    modules = explorer_modules()
+    assert sorted(modules) == [
+        "float_explorer", "loss_scale_explorer", "range_resolution_explorer", "sum_explorer"
+    ]  # fmt: skip
+    for name, text in modules.items():
+        assert not re.search(r"^\s*import\b", text, re.MULTILINE), name
+        assert "export default { render };" in text, name
+    assert json.loads(bundle_source(STATIC).removeprefix("window.MPBOOK_EXPLORERS = ")[:-2]) == (
+        modules
+    )
+
+
+@pytest.mark.browser
+def test_the_largest_number_of_a_format_equals_pythons(load_module: LoadModule) -> None:
+    page = load_module("kit")
+    formats = [vars(format) for format in FORMATS.values()]
+    found = page.evaluate("(formats) => formats.map((f) => [m.maxCode(f), m.largest(f)])", formats)
+    assert found == [[f.max_code, f.max] for f in FORMATS.values()]
+
+
+@pytest.mark.browser
+def test_powers_are_set_as_superscripts(load_module: LoadModule) -> None:
+    page = load_module("kit")
+    assert page.evaluate("m.powers('2^-16 to 2^30.')") == "2⁻¹⁶ to 2³⁰."
+
+
+def test_colours_of_formats_are_those_of_the_plots() -> None:
+    css = (STATIC / "explorers.css").read_text("utf-8")
+    hues = re.findall(r'\[data-format="(\w+)"\] \{ --mp-hue: var\(--mp-([\w-]+), (#\w+)\)', css)
+    assert len(hues) == 4
+    for name, variable, colour in hues:
+        assert variable == name.replace("_", "-")
+        assert colour == COLOURS[name]
