@@ -321,10 +321,9 @@ class _Recorder(TorchDispatchMode):
             if type(module).forward is not nn.Module.forward  # a ModuleList runs nothing
         }
         self.rows[LOSS] = ModuleDtypes(LOSS, "", calls=1)
-        named = [(n, p) for n, p in model.named_parameters() if p.numel()]
-        # A weight by where it begins, or, for a view into it, by the storage that it lives in.
+        # By storage, so that a view of a weight is known too; an empty one has none of its own.
+        named = [(name, p) for name, p in model.named_parameters() if p.numel()]
         self.weights = {p.untyped_storage().data_ptr(): name for name, p in named}
-        self.weights |= {p.data_ptr(): name for name, p in named}
         self.casts: list[Cast] = []
         self.running: list[str] = []
         self.place = _Place()
@@ -407,8 +406,7 @@ class _Recorder(TorchDispatchMode):
         floating = source.is_floating_point() and result.is_floating_point()
         if not floating or source.dtype == result.dtype:
             return
-        storage = source.untyped_storage().data_ptr()
-        parameter = self.weights.get(source.data_ptr()) or self.weights.get(storage, "")
+        parameter = self.weights.get(source.untyped_storage().data_ptr(), "")
         in_backward = self.phase == "backward" and not self.running
         plain: What = "gradient" if in_backward else "activation"
         self.casts.append(
