@@ -160,7 +160,7 @@ def said(page: Page) -> Locator:
 
 
 def limit(page: Page, name: str) -> Locator:
-    return page.locator(".mp-limits > div", has_text=name).locator("dd")
+    return page.locator(".mp-limits dl > div", has_text=name).locator("dd")
 
 
 @pytest.mark.browser

@@ -115,7 +115,7 @@ function words() {
   const entry = (name) => h("div", {}, h("dt", {}, name), (cells[name] = h("dd")));
   return {
     el: h("div", { class: "mp-words" }, live, note,
-      h("dl", { class: "mp-limits" }, ...["largest", "smallest normal", "smallest subnormal", "off by at most"].map(entry))),
+      h("div", { class: "mp-limits" }, h("dl", {}, ...["largest", "smallest normal", "smallest subnormal", "off by at most"].map(entry)))),
     draw(s) {
       const { normal } = ends(s.f);
       say(live, powers(sentence(s)));
