@@ -495,10 +495,10 @@ def topics_module(**topics: str) -> ModuleType:
 
 
 def test_the_manual_is_every_chapter_in_order_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = topics_module(b="second é", a="first", c="third")
+    module = topics_module(b="second é", a="first\n", c=" third")
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
     data = python_manual(sequence_length=1)
-    assert bytes(data.text.tolist()).decode() == "first\nsecond é\nthird"
+    assert bytes(data.text.tolist()).decode() == "first\n\nsecond é\n third"
     assert data.sequence_length == 1
 
 

@@ -49,13 +49,8 @@ def _gap_above(weight: float, format: str) -> float:
     return float(neighbours(weight, format)[1] or math.inf) - weight
 
 
-def _gap_towards(weight: float, update: float, format: str) -> float:
-    below = float(neighbours(weight, format)[0] or 0.0)
-    return _gap_above(weight, format) if update > 0 else weight - below
-
-
 def _takes_a_whole_gap(weight: float, update: float, format: str) -> bool:
-    return abs(update) > _gap_towards(weight, update, format)
+    return abs(update) > _gap_above(weight, format)
 
 
 def _gap_of_one(weight: float, update: float, format: str) -> bool:
