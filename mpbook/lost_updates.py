@@ -14,6 +14,8 @@ there the wrapped optimizer is watched instead.
 Stochastic rounding leaves most weights where they are, too, but not for good: a weight moves with
 a probability in proportion to its update, so the updates arrive in the mean.  They count as
 *unmoved*, and none as lost.  So do those that a master copy or a compensation has taken in.
+
+Taught in the chapter "Master weights".
 """
 
 from __future__ import annotations
