@@ -36,7 +36,7 @@ float32 before the step, by `torch.amp.GradScaler` for example::
 Without `take_gradients` a GradScaler finds no gradients in the groups, and says so.
 
 Source: Micikevicius et al. 2018, section 3.1 (master weights); Zamirai et al. 2020 (stochastic
-rounding and Kahan summation of weight updates).  Its chapter is not written yet.
+rounding and Kahan summation of weight updates).  Taught in the chapter "Master weights".
 """
 
 from __future__ import annotations
