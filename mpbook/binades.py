@@ -104,7 +104,7 @@ def borders(format: FloatFormat) -> Borders:
     half_gap = smallest_normal / 2 ** (format.mantissa_bits + 1)
     largest = Fraction(decode(format.max_code, format))
     binade = (format.max_code >> format.mantissa_bits) - 1 + format.lowest_binade
-    half_last_gap = Fraction(2) ** (max(binade, format.lowest_binade) - format.mantissa_bits - 1)
+    half_last_gap = Fraction(2) ** (binade - format.mantissa_bits - 1)
     return Borders(
         survives=_first_bin_beyond(half_gap, included=False),
         normal=_first_bin_beyond(smallest_normal - half_gap, included=True),
@@ -146,7 +146,6 @@ class BinCounter:
         self._counts: dict[tuple[torch.device, int], Tensor] = {}
 
     @torch.inference_mode(False)  # counts made in that mode could not be added to outside it
-    @torch.no_grad()
     def add(self, x: Tensor, *, divisor: float | Tensor = 1.0) -> None:
         """Count the values of ``x / divisor``.
 
@@ -168,8 +167,8 @@ class BinCounter:
         key, size = (x.device, lowest), _FIRST + length * len(PARTS)
         if key not in self._counts:
             self._counts[key] = torch.zeros(size, dtype=torch.int64, device=x.device)
-        values = (x if x.layout is torch.strided else x.to_dense()).detach().reshape(-1)
-        for block in values.split(CPU_BLOCK if x.device.type == "cpu" else DEVICE_BLOCK):
+        x = x.detach() if x.layout is torch.strided else x.detach().to_dense()
+        for block in x.reshape(-1).split(CPU_BLOCK if x.device.type == "cpu" else DEVICE_BLOCK):
             counted = _count(block, lowest, size, divide)
             _add_shifted(self._counts[key], counted, -binades * len(PARTS))
 

@@ -87,7 +87,7 @@ class Histogram:
 
     @property
     def counts(self) -> dict[int, int]:
-        """How many values lie in each binade: floor(log2|x|) to count, ascending."""
+        """How many values lie in each binade: ``floor(log2|x|)`` to count, ascending."""
         counts: Counter[int] = Counter()
         for (binade, _), count in self._ascending():
             counts[binade] += count
@@ -139,7 +139,7 @@ class Histogram:
         *,
         of: Literal["values", "magnitude"] = "values",
     ) -> float:
-        """The share of the values that are not zero, or of the sum of |x|, that underflows.
+        """The share of the values that are not zero, or of the sum of ``|x|``, that underflows.
 
         Infinities and NaN are left out.  The share of values is as exact as `fates`; the share of
         magnitude takes each value for the middle of its bin, and is right to within a quarter of

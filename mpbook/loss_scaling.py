@@ -28,7 +28,7 @@ the reciprocal of a scale is infinite itself, and 0 times infinity is a NaN that
 check: from there on GradScaler writes NaN to the weights, and so does `DynamicLossScaler`.
 
 Source: Micikevicius et al. 2018, section 3.2; `torch.amp.GradScaler` for the schedule.
-Its chapter, "Loss scaling", is not written yet.
+Taught in the chapter "Loss scaling".
 """
 
 from __future__ import annotations

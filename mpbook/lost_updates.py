@@ -49,7 +49,7 @@ class LostUpdates:
 
     Attributes:
         names: of the watched parameters, as the model names them.
-        steps: which calls of ``optimizer.step()`` were looked at, counted from 0.
+        steps: which of the steps that the optimizer made were looked at, counted from 0.
         counts: for each of them int64 (parameters, 3): updates, lost ones, and those after which
             the weight itself had not moved.
     """
@@ -109,12 +109,12 @@ def updates_lost(
 
     Training goes on exactly as without: not a bit of weights, optimizer or random state differs.
     Any torch optimizer will do, over float16, bfloat16 or float32 parameters, and any wrapper of
-    `mpbook.master_weights`.  A step that is skipped is not counted.
+    `mpbook.master_weights`.  A step that is skipped, or that fails, is not counted.
 
     Args:
         model: whose parameters the optimizer updates; they are counted under its names.
         optimizer: the one whose ``step()`` is called.
-        every: look at the first call of ``step()`` and then at each ``every``-th.
+        every: look at the first step and then at each ``every``-th.
 
     Yields:
         The counts, which grow with each step.
@@ -160,7 +160,8 @@ class _Watch:
             raise ValueError("optimizer: has none of the model's parameters")
         self.parameters: list[Tensor] = list(named.values())
         self.updating = [stands_in.get(p, p) for p in self.parameters]  # what the optimizer changes
-        self.every, self.calls, self.lost = every, 0, LostUpdates(list(named))
+        self.every, self.steps, self.lost = every, 0, LostUpdates(list(named))
+        self.stepping = False
         self.stored: list[list[Tensor]] = []
         self.start: list[Tensor] = []
         self.moves: list[Tensor] = []
@@ -168,10 +169,8 @@ class _Watch:
     @torch.no_grad()
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Note what there is, and let the shadow of a plain optimizer take its step."""
-        self.moves, self.start = [], []
-        due = self.calls % self.every == 0
-        self.calls += 1
-        if not due:
+        self.moves, self.start, self.stepping = [], [], True
+        if self.steps % self.every:
             return
         self.stored = [[tensor.clone() for tensor in self._stored(p)] for p in self.parameters]
         if self.wrapper is not None:
@@ -190,12 +189,14 @@ class _Watch:
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Compare what is stored now with what float32 would have moved."""
-        if not self.moves:
+        if not self.stepping:  # a step that calls its parent's runs the hooks twice, nested
             return
-        counts = list(map(self._count, self.parameters, self.stored, self.moves))
-        self.lost.steps.append(self.calls - 1)
-        self.lost.counts.append(torch.stack([count.to(counts[0].device) for count in counts]))
-        self.stored, self.start, self.moves = [], [], []
+        if self.moves:
+            counts = list(map(self._count, self.parameters, self.stored, self.moves))
+            self.lost.steps.append(self.steps)
+            self.lost.counts.append(torch.stack([count.to(counts[0].device) for count in counts]))
+        self.stored, self.start, self.moves, self.stepping = [], [], [], False
+        self.steps += 1
 
     def _stored(self, parameter: Tensor) -> list[Tensor]:
         """The weight, and what is kept beside it."""

@@ -157,7 +157,6 @@ class PairedDifference:
 
     def verdict(self, *, margin: float) -> str:
         """What the interval says of a relative margin, as one sentence without measured numbers."""
-        _check_fraction("margin", margin)
         low, high = self.relative_interval
         if self.within(margin):
             said = f"within {_percent(margin)} of {self.baseline}"

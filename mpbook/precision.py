@@ -99,7 +99,7 @@ class Precision:
     def _check_weight_update(self) -> None:
         if self.weight_update == "plain":
             return
-        if self.weight_update not in _CURES:
+        if self.weight_update not in list(_CURES):  # a list: what is asked for may be unhashable
             raise ValueError(
                 f'weight_update={self.weight_update!r}: expected "plain", "master_weights", '
                 '"stochastic_rounding" or "kahan_summation"'

@@ -1,12 +1,14 @@
 """Where the numbers of a training run lie: will this model survive float16, and which layer not?
 
-A `Probe` watches a live model through hooks and counts, in exact histograms of log2|x|
+A `Probe` watches a live model through hooks and counts, in exact histograms of ``log2|x|``
 (`mpbook.histograms`), five kinds of numbers, layer by layer:
 
 * **activations**: what modules put out,
 * **activation gradients**: with respect to those outputs; the smallest numbers of a training run,
   and the reason for loss scaling,
 * **weights**, **weight gradients** and **updates**, what an optimizer step adds to the weights.
+
+Use it around any training loop::
 
     with Probe(model, optimizer) as probe:
         ...  # any training loop, any autocast, any optimizer
@@ -340,7 +342,7 @@ class Probe:
 
         Args:
             format: what gradients and activations would be computed in.
-            lost: the share of a layer's sum of |gradient| that may underflow.
+            lost: the share of a layer's sum of ``|gradient|`` that may underflow.
 
         Raises:
             ValueError: no kind of gradients is watched, or ``lost`` is no share below 1.

@@ -32,7 +32,7 @@ class Loss:
     """What the gradients of one layer lose without loss scaling: the shares that underflow.
 
     ``values`` is a share of the gradients that are not zero; ``magnitude``, the share of the sum
-    of their |x|, is what training misses, and is right to within a quarter of itself.
+    of their ``|x|``, is what training misses, and is right to within a quarter of itself.
     """
 
     kind: str
@@ -74,7 +74,7 @@ def judge(
         gradients: histograms of unscaled gradients, by kind and layer; one without a finite value
             but zero has no say.
         format: what the gradients, and the activations, would be computed in.
-        lost: the share of a layer's sum of |gradient| that may underflow.
+        lost: the share of a layer's sum of ``|gradient|`` that may underflow.
         overflowing: layers whose activations overflow the format.
         flushed: dtypes of the gradients in which they may have underflowed before they were seen.
 

@@ -275,6 +275,22 @@ def test_blocks_add_up(dtype, device, monkeypatch):
     assert counted(x) == whole
 
 
+def test_subnormals_have_parts_like_other_numbers():
+    significands = torch.tensor([1.0, 1.1, 1.25, 1.5, 1.75, 1.99], dtype=torch.float64)
+    expected = sorted(part for _, part in counted(significands).bins)
+    for binade in (-1023, -1030):
+        assert sorted(part for _, part in counted(significands * 2.0**binade).bins) == expected
+    single = significands.float()
+    assert sorted(part for _, part in counted(single * 2.0**-127).bins) == expected
+
+
+def test_only_subnormals_take_the_slow_way(monkeypatch):
+    monkeypatch.setattr(binades, "_slots_of_float64", lambda *_: 1 / 0)
+    assert counted(torch.cat([SPECIAL, torch.ones(2)])) == ({(0, 0): 2}, 2, 2, 1)
+    with pytest.raises(ZeroDivisionError):
+        counted(torch.tensor([2.0**-140]))
+
+
 def test_a_block_with_subnormals_counts_once():
     x = torch.tensor([1.0, 2.0**-140, 2.0**-149, 0.0])
     assert by_binade(counted(x)) == {0: 1, -140: 1, -149: 1}
@@ -289,6 +305,20 @@ def test_dividing_by_a_power_of_two_is_exact_even_beyond_float32(exponent, devic
     result = counted(x.to(device), divisor=2.0**exponent)
     assert by_binade(result) == expected
     assert result[1:] == counted(x)[1:]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("divisor", "shift"), [(2.0**127, -127), (2.0**-126, 126)])
+def test_the_ends_of_a_dtype_stay_in_range_with_the_ends_of_the_divisors(
+    divisor, shift, dtype, device
+):
+    smallest, largest = {torch.float32: (-149, 127), torch.float64: (-1074, 1023)}[dtype]
+    x = torch.tensor([2.0**smallest, 2.0**largest], dtype=torch.float64).to(device, dtype)
+    assert by_binade(counted(x, divisor=divisor)) == {smallest + shift: 1, largest + shift: 1}
+    narrow = torch.tensor([2.0**-149, 2.0**127], device=device)
+    by_tensor = counted(narrow, divisor=torch.tensor(divisor, device=device))
+    assert by_binade(by_tensor) == {-149 + shift: 1, 127 + shift: 1}
 
 
 @pytest.mark.parametrize("device", DEVICES)

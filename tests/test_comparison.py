@@ -237,7 +237,8 @@ def test_the_metric_is_the_validation_loss_or_the_loss_or_any_function():
     assert result.values("bf16-mixed") == [1.1 * 2.5, 1.1 * 4.5]
     assert result.values("bf16-mixed", metric="validation_loss") == [1.1 * 2.5, 1.1 * 4.5]
     assert result.values("bf16-mixed", metric="loss") == [2.5, 4.5]
-    assert result.values("bf16-mixed", metric=lambda made: torch.tensor(made.steps)) == [20.0, 20.0]
+    steps = result.values("bf16-mixed", metric=lambda made: torch.tensor(made.steps))
+    assert steps == [20.0, 20.0] and all(isinstance(value, float) for value in steps)
 
 
 def test_where_nothing_is_held_out_the_metric_is_the_loss():
@@ -468,6 +469,11 @@ def test_the_curves_are_running_means_over_a_twentieth_of_the_steps():
     assert list(curve.get_ydata()) == [step + 0.5 for step in range(39)]
 
 
+def test_a_run_of_a_few_steps_is_drawn_as_it_is():
+    result = made_up(1, bf16_mixed=bf16(1.0, losses=[3.0, 2.0, 1.0]))
+    assert list(result.figure().axes[0].lines[1].get_ydata()) == [3.0, 2.0, 1.0]
+
+
 def test_the_figure_says_which_runs_diverged():
     early = dict(losses=[8.0] * 10, stopped_on_nan=True)
     runs = bf16(2.0, 5.0) + bf16(8.0, **early)
@@ -477,6 +483,7 @@ def test_the_figure_says_which_runs_diverged():
     labels = [text.get_text() for text in curves.get_legend().get_texts()]
     assert labels[1:] == ["bf16-mixed (1 of 3 diverged)", "bf16-true (2 of 3 diverged)"]
     assert curves.lines[1].get_ydata()[0] == 5.0 and curves.lines[1].get_ydata()[-1] == 3.5
+    assert set(curves.lines[2].get_ydata()) == {3.0}
     texts = [text.get_text() for text in pairs.texts]
     assert texts == ["1 of 3 pairs diverged", "2 of 3 pairs diverged"]
     assert len(plots.render(figure)) > 1000

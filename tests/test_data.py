@@ -409,7 +409,7 @@ def source(library: Path) -> Path:
     """
     for path in library.rglob("*.py"):
         path.unlink()
-    passages = [f"common = w{k}\n(common + w{k + 1}) * 7 - x" for k in range(20)]
+    passages = [f"w{k} = common\n(common + w{k + 1}) * 7 - x" for k in range(20)]
     strange = "held_out = common\nheld_out()"
     (library / "module.py").write_text("\n".join([*passages, strange, strange]))
     return library
@@ -480,9 +480,14 @@ def test_identifiers_are_pythons_own_and_about_one_label_in_a_hundred_is_true() 
     assert len(data.inputs) > 2000
     assert 0.005 < data.targets.float().mean().item() < 0.02
     assert data.inputs.max() == 4096
-    again = identifiers()
+    again = identifiers(vocabulary=4096, lines=20, longest=64, megabytes=3.0)
     assert torch.equal(again.inputs, data.inputs)
     assert torch.equal(again.targets, data.targets)
+
+
+def test_fewer_megabytes_give_fewer_passages() -> None:
+    small, large = (identifiers(vocabulary=500, megabytes=size) for size in (0.5, 1.0))
+    assert 1.2 < len(large.inputs) / len(small.inputs) < 3
 
 
 # --- Python's manual --------------------------------------------------------------------------

@@ -184,6 +184,17 @@ def test_the_slider_by_keyboard(open_explorer: OpenExplorer) -> None:
 
 
 @pytest.mark.browser
+def test_keys_in_quick_succession_all_count(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(explorer())
+    steps = """() => {
+      const slider = document.querySelector("input");
+      slider.dispatchEvent(new KeyboardEvent("keydown", {key: "m"}));
+      return Promise.resolve().then(() => slider.value);
+    }"""
+    assert page.evaluate(steps) == "25"
+
+
+@pytest.mark.browser
 def test_buttons_find_the_largest_scale_and_reset(open_explorer: OpenExplorer) -> None:
     page = open_explorer(explorer(7))
     page.get_by_role("button", name="largest scale that fits").click()

@@ -200,6 +200,7 @@ def test_what_is_no_name_is_a_type_error(thing: Any) -> None:
             dict(weight_update="kahan"),
             'weight_update=\'kahan\': expected "plain", "master_weights"',
         ),
+        (dict(weight_update=["plain"]), r"weight_update=\['plain'\]: expected \"plain\""),
         (
             dict(weight_update=None),
             'weight_update=None: expected .*"stochastic_rounding" or "kahan_s',

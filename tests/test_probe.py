@@ -78,7 +78,9 @@ def test_one_step_by_hand(device):
     outputs, y = {}, x
     for name, module in model.named_children():
         outputs[name] = y = module(y)
-    gradients = dict(zip(outputs, torch.autograd.grad(y.square().mean(), outputs.values())))
+    gradients = dict(
+        zip(outputs, torch.autograd.grad(y.square().mean(), outputs.values()), strict=True)
+    )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with Probe(model, optimizer) as probe:
         step(model, optimizer, x)
@@ -507,10 +509,15 @@ def test_no_hook_stays_behind_even_after_an_error(use_optimizer):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probe = Probe(model, optimizer if use_optimizer == "optimizer" else None)
     assert hooks_of(model, optimizer) == 0
-    with pytest.raises(ZeroDivisionError), probe:
-        assert hooks_of(model, optimizer) >= 5 + 6 + 1
-        step(model, optimizer, batch())
-        _ = 1 / 0
+
+    def watched_step() -> None:
+        with probe:
+            assert hooks_of(model, optimizer) >= 5 + 6 + 1
+            step(model, optimizer, batch())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        watched_step()
     assert hooks_of(model, optimizer) == 0
     assert probe.histogram("activations").total == 5 * 35
 
@@ -625,7 +632,7 @@ def test_unknown_kinds_and_layers_are_named():
     with pytest.raises(ValueError, match=r"kinds=\['gradients'\]: expected a list, of activations"):
         Probe(model, kinds=["gradients"])
     for kinds in ([], "weights"):
-        with pytest.raises(ValueError, match="kinds=.*expected a list"):
+        with pytest.raises(ValueError, match=r"kinds=.*expected a list"):
             Probe(model, kinds=kinds)
     with Probe(model, kinds=["weights"]) as probe:
         model(batch())
@@ -659,7 +666,9 @@ def test_an_optimizer_of_other_weights_is_refused():
         ValueError, match=r"holds a parameter of shape \(8, 6\) that is not the mod"
     ):
         Probe(model, other)
-    with pytest.raises(TypeError, match="optimizer is a float: expected a torch.optim.Optimizer"):
+    with pytest.raises(
+        TypeError, match=r"optimizer is a float: expected a torch\.optim\.Optimizer"
+    ):
         Probe(model, 0.1)
 
 

@@ -4,7 +4,7 @@ Multiplying the loss by 2**k moves the histogram of every gradient k binades to 
 what a format rounds to zero, and toward what overflows it.  Between the two lies a window of
 scales that keep nearly everything, and the explorer lights it on the slider.
 
-Its chapter, "Loss scaling", is not written yet.
+Taught in the chapter "Loss scaling".
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ export function largest(f) {
 // --- The frame --------------------------------------------------------------------------------------
 
 // Shows the parts, each {el, draw(state)} and perhaps resize(pixels), and draws them after every
-// change of a trait, once for all that changes together. `later` says when that is.
+// change of a trait, once for all that changes together. `later` says when that is: at the next frame,
+// or as a microtask, so that the next key finds the controls where the last one put them.
 export function present({ model, el }, { name, traits, parts, state, later = requestAnimationFrame, changed = () => {} }) {
   // JupyterLab's own shortcuts must not see the keys that are pressed in here.
   const root = h("div", { class: "mp-explorer", role: "group", "aria-label": name, "data-lm-suppress-shortcuts": "true" },

@@ -169,7 +169,7 @@ function render({ model, el }) {
   const act = (changes) => change(model, changes);
   const get = (name) => model.get(name);
   const parts = [controls(act, get("formats"), get("histograms").map((c) => c.name)), words(), chart(act)];
-  return present({ model, el }, { name: "Loss-scale explorer", traits: TRAITS, parts, state: () => readState(get) }).remove;
+  return present({ model, el }, { name: "Loss-scale explorer", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
 }
 
 export default { render };

@@ -182,7 +182,7 @@ function render({ model, el }) {
   const act = (changes) => change(model, changes);
   const get = (name) => model.get(name);
   const parts = [controls(act, get("presets"), get("limits")), words(), strips(get("histograms"))];
-  return present({ model, el }, { name: "Range-and-resolution explorer", traits: TRAITS, parts, state: () => readState(get) }).remove;
+  return present({ model, el }, { name: "Range-and-resolution explorer", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
 }
 
 export default { render };
