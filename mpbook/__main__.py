@@ -1,4 +1,4 @@
-"""The command line: ``python -m mpbook doctor`` and ``python -m mpbook bench formats``."""
+"""The command line: ``python -m mpbook doctor``, ``bench formats`` and ``record``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from mpbook import __version__, device
+from mpbook import __version__, device, recorder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
     chosen = _parser().parse_args(arguments)
     try:
-        return {"doctor": _doctor, "bench": _bench}[chosen.command](chosen)
-    except (ImportError, ValueError, OSError) as error:
+        return _COMMANDS[chosen.command](chosen)
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
         print(f"mpbook: {error}", file=sys.stderr)
         return 1
 
@@ -33,12 +33,46 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=7, help="readings of each contender (7)")
     bench.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     bench.add_argument("--figure", type=Path, metavar="FILE", help="also draw it, as PNG or SVG")
+    record = commands.add_parser("record", help="measure what has no record on this device yet")
+    record.add_argument(
+        "names", nargs="*", metavar="NAME", help="experiments; all if none is given"
+    )
+    record.add_argument("--budget", type=_seconds, metavar="8m", help="start none that ends later")
+    record.add_argument("--out", type=Path, metavar="DIR", default=Path("recorded"), help="folder")
+    record.add_argument("--device", help="cuda or cpu; the best there is if not given")
+    record.add_argument("--dry-run", action="store_true", help="only say what would run")
     return parser
+
+
+def _seconds(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    number = text[:-1] if unit else text
+    try:
+        seconds = float(number) * (unit or 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f'"{text}": expected a time such as 90, 90s, 8m or 1h')
+    return seconds
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
     print(f"mpbook {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(device.table())
+    print()
+    print(recorder.table(recorder.plan()))
+    return 0
+
+
+def _record(chosen: argparse.Namespace) -> int:
+    planned = recorder.plan(chosen.names, device=chosen.device, out=chosen.out)
+    if chosen.dry_run:
+        print(recorder.table(planned, device=chosen.device))
+        return 0
+    written = recorder.record(
+        chosen.names, out=chosen.out, device=chosen.device, budget_s=chosen.budget
+    )
+    print(f"{len(written)} records in {chosen.out}")
     return 0
 
 
@@ -58,6 +92,9 @@ def _bench(chosen: argparse.Namespace) -> int:
         chosen.figure.write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
         print(f"figure: {chosen.figure}")
     return 0
+
+
+_COMMANDS = {"doctor": _doctor, "bench": _bench, "record": _record}
 
 
 if __name__ == "__main__":

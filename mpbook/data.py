@@ -31,9 +31,13 @@ Batch = tuple[Tensor, Tensor]
 class Data(Protocol):
     """What a training run needs of its data."""
 
-    name: str
-    items_per_example: int
-    """What throughput counts: tokens of a sequence, or 1 for an image."""
+    @property
+    def name(self) -> str:
+        """How a `Run` calls it."""
+
+    @property
+    def items_per_example(self) -> int:
+        """What throughput counts: tokens of a sequence, or 1 for an image."""
 
     def to(self, device: torch.device) -> Data:
         """The same data on a device."""

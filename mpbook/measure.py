@@ -1,20 +1,25 @@
-"""What a training step holds in memory, by category, and how long steps take.
+"""What a training step holds in memory, how long steps take, and how many operations they are.
 
 A CPU's allocator keeps no count, and a GPU's counts everything together.  So the categories are
 counted from the tensors themselves, each storage once, the same way on every device.
+
+A GPU works while Python runs ahead.  So time there is taken between two events in the GPU's own
+queue, after calls that warm up, over several sets of inputs (one set would stay in the cache), and
+every reading is kept: a median without its spread says nothing.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,17 @@ class Spread:
         """The largest reading."""
         return max(self.readings)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the middle half of the readings spans more than a tenth of the median.
+
+        Then something else was at work too: another process, or a device that throttles.
+        """
+        if len(self.readings) < 2:
+            return False
+        lower, _, upper = statistics.quantiles(self.readings, n=4, method="inclusive")
+        return upper - lower > 0.1 * abs(self.median)
+
 
 def interleave(work: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, Spread]:
     """Take readings in turn, so that whatever slows the machine down slows all of them.
@@ -151,3 +167,126 @@ def ratios(readings: Mapping[str, Spread], *, to: str) -> dict[str, Spread]:
         name: Spread(tuple(a / b for a, b in zip(spread.readings, base, strict=True)))
         for name, spread in readings.items()
     }
+
+
+def time_calls(
+    function: Callable[..., Any],
+    inputs: Sequence[tuple[Any, ...]],
+    *,
+    device: torch.device,
+    readings: int = 10,
+    calls: int = 1,
+    warm_up: int = 3,
+) -> Spread:
+    """Seconds of ``function(*inputs[i])``, with the sets of inputs taken in turn.
+
+    Args:
+        function: what to time; on CUDA it may return before the work is done.
+        inputs: sets of arguments, more of them together than the caches hold.
+        device: whose clock to read: events in its queue on CUDA, the wall clock on a CPU.
+        readings: how many to keep.
+        calls: in one reading, which is their mean; more for what is shorter than a clock's tick.
+        warm_up: calls before the first reading, not kept.
+
+    Raises:
+        ValueError: no inputs, or a count below 1 (``warm_up``: below 0).
+    """
+    if not inputs or readings < 1 or calls < 1 or warm_up < 0:
+        raise ValueError(
+            f"{len(inputs)} inputs, readings={readings}, calls={calls}, warm_up={warm_up}: "
+            "expected at least 1 of each, and warm_up at least 0"
+        )
+    turn = 0
+
+    def work(times: int) -> None:
+        nonlocal turn
+        for _ in range(times):
+            function(*inputs[turn % len(inputs)])
+            turn += 1
+
+    work(warm_up)
+    clock = _gpu_seconds if device.type == "cuda" else _cpu_seconds
+    return Spread(tuple(clock(work, calls, device) / calls for _ in range(readings)))
+
+
+def _cpu_seconds(work: Callable[[int], None], calls: int, device: torch.device) -> float:
+    since = time.perf_counter()
+    work(calls)
+    return time.perf_counter() - since
+
+
+def _gpu_seconds(work: Callable[[int], None], calls: int, device: torch.device) -> float:
+    with torch.cuda.device(device):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        first.record()
+        work(calls)
+        last.record()
+        torch.cuda.synchronize()
+    return float(first.elapsed_time(last)) / 1000
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """The most bytes that tensors held on the device inside this context, all of them counted.
+
+    Yields:
+        A function that says how many so far; None on a CPU, whose allocator keeps no count.
+    """
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    yield lambda: torch.cuda.max_memory_allocated(device)
+
+
+def count_flops(function: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention in a call.
+
+    Forward and backward, by `torch.utils.flop_counter.FlopCounterMode`: a multiplication and an
+    addition count as two, everything elementwise as none, and causal attention as if it were full.
+    Torch counts nothing for the fused attention of a CPU.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+_DENSE_PEAKS: dict[str, dict[str, float]] = {
+    # Teraflops without sparsity.  Sources: NVIDIA's data sheets of A100 (2021), H100 (2023) and
+    # H200 (2024), SXM boards; the H sheets state twice as much on tensor cores, "with sparsity".
+    "A100": {"float32": 19.5, "tfloat32": 156.0, "float16": 312.0, "bfloat16": 312.0},
+    "H100": {"float32": 67.0, "tfloat32": 494.5, "float16": 989.5, "bfloat16": 989.5}
+    | {"float8_e4m3fn": 1979.0, "float8_e5m2": 1979.0},
+}
+_DENSE_PEAKS |= {"H200": _DENSE_PEAKS["H100"]}
+
+
+def dense_peak(device_name: str, format: str) -> float | None:
+    """Floating-point operations a second that the maker states, dense, for products in a format.
+
+    None for a device or a format whose figure is not known here.  PCIe and NVL boards of the same
+    name reach less.
+    """
+    board = next((b for b in _DENSE_PEAKS if b in device_name), None)
+    if board is None or "PCIe" in device_name or "NVL" in device_name:
+        return None
+    peak = _DENSE_PEAKS[board].get(format)
+    return None if peak is None else peak * 1e12
+
+
+def utilisation(flops: float, seconds: float, peak: float) -> float:
+    """Model FLOPs utilisation, MFU: the share of a peak rate that the model's operations make.
+
+    Args:
+        flops: operations of the model's own formula, recomputation not counted.
+        seconds: that they took.
+        peak: operations a second; say which peak, the stated one or one measured beside it.
+
+    Raises:
+        ValueError: anything that is not positive.
+    """
+    if not (flops > 0 and seconds > 0 and peak > 0):
+        raise ValueError(f"flops={flops}, seconds={seconds}, peak={peak}: expected positive ones")
+    return flops / seconds / peak

@@ -40,7 +40,7 @@ from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, s
 from mpbook.models import parameter_count
 from mpbook.notebook import Progress
 from mpbook.precision import Precision, as_precision
-from mpbook.runs import History, Run, Settings
+from mpbook.runs import History, Loss, Run, Settings
 
 # --- One step ---------------------------------------------------------------------------------
 
@@ -56,15 +56,26 @@ class Trainer:
     settings: Settings
     device: torch.device
     generator: torch.Generator
-    forward: Callable[[Tensor], Tensor]
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        # The loss function too: float32 logits are the largest tensor of a language model.
+        self._loss_of = torch.compile(loss_of) if self.compiled else loss_of
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""
-        if inputs.is_floating_point():
-            inputs = inputs.to(self.precision.parameter_dtype)
-        with autocast(self.precision, self.device):
-            outputs = self.forward(inputs)
-        return self.settings.loss(outputs.float(), targets)
+        return self._loss_of(self.model, self.precision, self.settings.loss, inputs, targets)
+
+
+def loss_of(
+    model: nn.Module, precision: Precision, loss: Loss, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """The loss of a batch: the model in a precision, the loss function in float32."""
+    if inputs.is_floating_point():
+        inputs = inputs.to(precision.parameter_dtype)
+    with autocast(precision, targets.device):
+        outputs = model(inputs)
+    return loss(outputs.float(), targets)
 
 
 def training_step(
@@ -143,7 +154,7 @@ def train(
         precision: a `Precision` or the name of one.
         steps: updates to make.
         device: ``"cuda"``, ``"cpu"`` or None for the best there is.
-        compile: run the model through `torch.compile`.
+        compile: run the model and the loss through `torch.compile`.
         progress: show a progress line to a person who waits; it leaves no trace.
         save_to: where to keep a checkpoint, whole or not at all, at the end of the run.
         save_every: keep one there every so many steps too.
@@ -161,8 +172,8 @@ def train(
     if save_every is not None and (save_to is None or save_every < 1):
         raise ValueError(f"save_every={save_every}: expected at least 1, and save_to, the file")
     data = data.to(chosen)
-    with _environment(precision, options, chosen):
-        trainer = _prepare(model, precision, options, chosen, compile)
+    with environment(precision, options, chosen):
+        trainer = prepare(model, precision, options, chosen, compile=compile)
         run = Run(precision, _config(model, data, trainer), model=trainer.model)
         if resume_from is not None:
             _load(Path(resume_from), trainer, run)
@@ -254,8 +265,7 @@ def _measured_step(
 
     What a compiled model saves for the backward pass is not counted: hooks would break its graph.
     """
-    compiled = trainer.forward is not trainer.model
-    counting = nullcontext(lambda: 0) if compiled else saved_for_backward(trainer.model)
+    counting = nullcontext(lambda: 0) if trainer.compiled else saved_for_backward(trainer.model)
     with counting as saved:
         result = _watched_step(trainer, run, inputs, targets, step)
     parameters = list(trainer.model.parameters())
@@ -289,10 +299,21 @@ def _validate(trainer: Trainer, data: Data, run: Run) -> None:
         run.validation_losses.append((run.steps, (total / count).item()))
 
 
-def _prepare(
-    model: nn.Module, precision: Precision, settings: Settings, device: torch.device, compile: bool
+def prepare(
+    model: nn.Module,
+    precision: Precision,
+    settings: Settings,
+    device: torch.device,
+    *,
+    compile: bool = False,
 ) -> Trainer:
-    """A copy of the model in its precision, with optimizer, loss scaler and generators."""
+    """A copy of the model in its precision, with optimizer, loss scaler and generators.
+
+    For a loop of your own around `training_step`; run it inside `environment`.
+
+    Raises:
+        ValueError: a model with nothing to train.
+    """
     ours = copy.deepcopy(model).to(device=device, dtype=precision.parameter_dtype).train()
     parameters = [p for p in ours.parameters() if p.requires_grad]
     if not parameters:
@@ -308,7 +329,7 @@ def _prepare(
         settings=settings,
         device=device,
         generator=torch.Generator().manual_seed(settings.seed),
-        forward=torch.compile(ours) if compile else ours,
+        compiled=compile,
     )
 
 
@@ -350,7 +371,7 @@ def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
 
 
 @contextmanager
-def _environment(precision: Precision, settings: Settings, device: torch.device) -> Iterator[None]:
+def environment(precision: Precision, settings: Settings, device: torch.device) -> Iterator[None]:
     """The global switches that a run needs, set back afterwards."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))

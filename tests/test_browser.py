@@ -77,7 +77,7 @@ def test_search_works_from_disk(visit: OpenPage) -> None:
 
 
 def cpu_s_of_loading(visit: OpenPage, page: str) -> float:
-    """Processor time of the page's own thread until it is ready, which other work does not change."""
+    """Processor time of the page's own thread until it is ready: other work does not change it."""
     seen = visit(page)
     client = seen.page.context.new_cdp_session(seen.page)
     client.send("Performance.enable", {"timeDomain": "threadTicks"})

@@ -116,3 +116,97 @@ def test_interleaving_takes_turns_and_drops_the_first_round():
 def test_nothing_to_interleave_is_refused(work, rounds):
     with pytest.raises(ValueError, match="at least 1 of 1"):
         measure.interleave(work, rounds=rounds)
+
+
+# --- Calls, operations and peaks ----------------------------------------------------------------
+
+
+def test_calls_are_warmed_up_counted_and_given_their_inputs_in_turn():
+    seen = []
+    spread = measure.time_calls(
+        lambda x, y: seen.append((x, y)),
+        [(1, 2), (3, 4), (5, 6)],
+        device=torch.device("cpu"),
+        readings=2,
+        calls=2,
+        warm_up=1,
+    )
+    assert seen == [(1, 2), (3, 4), (5, 6), (1, 2), (3, 4)]
+    assert len(spread.readings) == 2
+
+
+def test_a_reading_is_the_mean_of_its_calls(monkeypatch):
+    clock = iter([10.0, 16.0, 20.0, 32.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    spread = measure.time_calls(
+        lambda: None, [()], device=torch.device("cpu"), readings=2, calls=3, warm_up=0
+    )
+    assert spread.readings == (2.0, 4.0)
+
+
+@pytest.mark.parametrize("wrong", [{"inputs": []}, {"readings": 0}, {"calls": 0}, {"warm_up": -1}])
+def test_nothing_to_time_is_an_error(wrong):
+    options = {"inputs": [()], "device": torch.device("cpu"), **wrong}
+    with pytest.raises(ValueError, match="expected at least 1 of each"):
+        measure.time_calls(lambda: None, options.pop("inputs"), **options)
+
+
+@pytest.mark.parametrize(
+    ("readings", "wide"),
+    [
+        ((1.0,), False),
+        ((1.0, 1.0, 1.0, 9.0), True),
+        ((1.0, 1.0, 1.0, 1.0, 9.0), False),
+        ((1.0, 1.05, 1.1, 1.15, 1.2), False),
+        ((1.0, 1.1, 1.2, 1.3, 1.4), True),
+    ],
+)
+def test_a_spread_is_wide_when_its_middle_half_is(readings, wide):
+    assert Spread(readings).is_wide is wide
+
+
+def test_a_product_counts_two_operations_for_each_multiplication():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert measure.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_backward_counts_two_products_for_each_of_forward():
+    layer, x = nn.Linear(5, 7), torch.randn(3, 5, requires_grad=True)
+    assert measure.count_flops(lambda: layer(x).sum().backward()) == 3 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU keeps no count")
+def test_the_peak_counts_what_came_and_went():
+    device = torch.device("cuda")
+    with measure.peak_memory(device) as peak:
+        before = peak()
+        x = torch.zeros(2**24, device=device)
+        del x
+        assert peak() - before == 2**26
+
+
+def test_a_cpu_keeps_no_count_of_its_peak():
+    with measure.peak_memory(torch.device("cpu")) as peak:
+        assert peak() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "format", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.5e12),
+        ("NVIDIA H200", "float32", 67e12),
+        ("NVIDIA A100-SXM4-80GB", "tfloat32", 156e12),
+        ("NVIDIA A100-SXM4-80GB", "float8_e4m3fn", None),
+        ("NVIDIA H100 PCIe", "bfloat16", None),
+        ("NVIDIA H100 NVL", "bfloat16", None),
+        ("Tesla T4", "float16", None),
+    ],
+)
+def test_stated_peaks_are_dense_and_of_the_board_named(device, format, peak):
+    assert measure.dense_peak(device, format) == peak
+
+
+def test_utilisation_is_a_share_of_the_peak():
+    assert measure.utilisation(6e12, 2.0, 12e12) == 0.25
+    with pytest.raises(ValueError, match="expected positive ones"):
+        measure.utilisation(6e12, 0.0, 12e12)

@@ -377,7 +377,7 @@ def test_a_step_waits_for_the_device_only_to_decide_whether_to_skip(name, waits)
             return function(*args, **kwargs or {})
 
     options, cpu = Settings(steps=1, optimizer="sgd", clip_norm=1.0), torch.device("cpu")
-    trainer = training._prepare(model(), PRECISIONS[name], options, cpu, False)
+    trainer = training.prepare(model(), PRECISIONS[name], options, cpu)
     inputs, targets = data().sample(16, trainer.generator)
     with Reads() as reads:
         training_step(trainer, inputs, targets)
@@ -427,14 +427,14 @@ SCALED = Precision("a static scale", compute_dtype=torch.float16, loss_scale=102
 )
 def test_a_precision_has_its_own_scaler(precision, kind):
     cpu, settings = torch.device("cpu"), Settings(steps=1, loss_scale_growth_interval=7)
-    trainer = training._prepare(model(), as_precision(precision), settings, cpu, False)
+    trainer = training.prepare(model(), as_precision(precision), settings, cpu)
     assert type(trainer.scaler) is kind
     assert getattr(trainer.scaler, "growth_interval", 7) == 7
 
 
 def test_a_loss_does_not_keep_the_graph_that_it_came_from():
     settings, cpu = Settings(steps=1), torch.device("cpu")
-    trainer = training._prepare(model(), PRECISIONS["32-true"], settings, cpu, False)
+    trainer = training.prepare(model(), PRECISIONS["32-true"], settings, cpu)
     inputs, targets = data().sample(16, trainer.generator)
     loss, norm, _ = training_step(trainer, inputs, targets)
     assert not loss.requires_grad and not norm.requires_grad
@@ -526,12 +526,12 @@ def test_each_weight_update_has_its_optimizer():
     for precision, kind in zip(
         CURES, [MasterWeights, StochasticRounding, KahanSummation], strict=False
     ):
-        trainer = training._prepare(model(), precision, Settings(steps=1, seed=5), cpu, False)
+        trainer = training.prepare(model(), precision, Settings(steps=1, seed=5), cpu)
         assert (
             type(trainer.optimizer) is kind
             and type(trainer.optimizer.optimizer) is torch.optim.AdamW
         )
-    trainer = training._prepare(model(), PRECISIONS["bf16-true"], Settings(steps=1), cpu, False)
+    trainer = training.prepare(model(), PRECISIONS["bf16-true"], Settings(steps=1), cpu)
     assert type(trainer.optimizer) is torch.optim.AdamW
 
 
@@ -590,11 +590,11 @@ def test_a_step_without_any_update_has_no_fraction():
     assert train(model(), data(), precision="bf16-true", steps=2, **options).updates_lost == []
 
 
-def test_a_compiled_model_is_called_and_not_hooked(monkeypatch):
+def test_a_compiled_loss_is_called_and_its_model_not_hooked(monkeypatch):
     calls = []
 
-    def compile(module):
-        return lambda inputs: calls.append(len(inputs)) or module(inputs)
+    def compile(function):
+        return lambda *arguments: calls.append(len(arguments[-1])) or function(*arguments)
 
     monkeypatch.setattr(torch, "compile", compile)
     options = dict(precision="32-true", steps=2, batch_size=16, device="cpu")
