@@ -49,7 +49,7 @@ def _sum_dtype(left: str, right: str) -> str:
 _SHARED = [
     (100, "bfloat16", True),
     (300, "bfloat16", False),
-    (300, "bfloat16", True),
+    (3000, "bfloat16", True),
     (300, "float16", True),
     (3000, "float16", False),
     (3000, "float16", True),
