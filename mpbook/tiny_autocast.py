@@ -69,19 +69,22 @@ class TinyAutocast(TorchFunctionMode):
         """Look the function up, cast its operands, and call it."""
         kwargs = kwargs or {}
         if func in LOWER_PRECISION:
-            args, kwargs = tree_map(partial(self.cast, self.dtype), (args, kwargs))
+            dtype = self.dtype
         elif func in FLOAT32:
-            args, kwargs = tree_map(partial(self.cast, torch.float32), (args, kwargs))
+            dtype = torch.float32
+        else:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(partial(self.cast, dtype), (args, kwargs))
         return func(*args, **kwargs)
 
     def cast(self, dtype: torch.dtype, value: Any) -> Any:
-        """A floating tensor in another dtype, parameters through the cache; others as they are."""
+        """A floating tensor in another dtype, a parameter through the cache."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        if value.dtype in (dtype, torch.float64):  # autocast leaves double precision alone
+        if value.dtype in (dtype, torch.float64):  # double precision is left alone
             return value
-        narrows_a_parameter = value.is_leaf and value.requires_grad and dtype == self.dtype
-        if not narrows_a_parameter:
+        is_parameter = value.is_leaf and value.requires_grad
+        if not is_parameter or dtype == torch.float32:  # only narrow copies are kept
             return value.to(dtype)
         if value not in self.copies:
             self.copies[value] = value.to(dtype)
