@@ -63,9 +63,7 @@ class TinyAutocast(TorchFunctionMode):
         self.dtype = dtype
         self.copies: dict[Tensor, Tensor] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look the function up, cast its operands, and call it."""
         kwargs = kwargs or {}
         if func in LOWER_PRECISION:
@@ -81,10 +79,10 @@ class TinyAutocast(TorchFunctionMode):
         """A floating tensor in another dtype, a parameter through the cache."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        if value.dtype in (dtype, torch.float64):  # double precision is left alone
+        if value.dtype in (dtype, torch.float64):  # doubles stay as they are
             return value
         is_parameter = value.is_leaf and value.requires_grad
-        if not is_parameter or dtype == torch.float32:  # only narrow copies are kept
+        if not is_parameter or dtype == torch.float32:  # keep narrow ones
             return value.to(dtype)
         if value not in self.copies:
             self.copies[value] = value.to(dtype)
