@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,15 @@ def alt_texts(notebook: nbformat.NotebookNode) -> dict[str, str]:
             for mime, content in output.get("data", {}).items():
                 alt = output.get("metadata", {}).get(mime, {}).get("alt")
                 if "image/" in mime and alt:
-                    data = content.encode() if mime.endswith("svg+xml") else b64decode(content)
-                    found[hashlib.sha256(data).hexdigest()] = alt
+                    found[hashlib.sha256(_as_file(mime, content)).hexdigest()] = alt
     return found
+
+
+def _as_file(mime: str, content: str) -> bytes:
+    """A picture as myst-nb writes it: an SVG loses the newline at its end."""
+    if mime.endswith("svg+xml"):
+        return os.linesep.join(content.splitlines()).encode()
+    return b64decode(content)
 
 
 def add_alt_texts(app: Sphinx, doctree: nodes.document) -> None:
