@@ -39,7 +39,7 @@ def bfloat16_bits(x: Tensor) -> Tensor:
     ['0x3f80', '0xc000', '0x7f80']
     """
     if x.dtype != torch.float32:
-        raise TypeError(f"x: {x.dtype}, expected torch.float32, whose upper half is a bfloat16")
+        raise TypeError(f"x: {x.dtype}, expected torch.float32")
     bits = x.contiguous().view(torch.int32).long() & 0xFFFFFFFF
     last_kept = (bits >> 16) & 1
     rounded = (bits + 0x7FFF + last_kept) >> 16

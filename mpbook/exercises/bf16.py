@@ -154,8 +154,9 @@ EXERCISES = {
         solution=_distinct_positions,
         misconceptions={
             "bfloat16 rounds to nearest; it does not cut. 259 becomes 260.": _cut_positions,
-            "256 itself is a bfloat16 number, and larger ones follow, 2 apart: it is not the "
-            "largest.": lambda count: min(count, 256),
+            "256 is a bfloat16 number too, and larger ones follow, 2 apart.": (
+                lambda count: min(count, 256)
+            ),
             "257 positions fit, 0 to 256. Beyond, larger numbers follow, 2 apart.": (
                 lambda count: min(count, 257)
             ),
