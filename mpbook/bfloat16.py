@@ -40,7 +40,7 @@ def bfloat16_bits(x: Tensor) -> Tensor:
     """
     if x.dtype != torch.float32:
         raise TypeError(f"x: {x.dtype}, expected torch.float32")
-    bits = x.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    bits = x.view(torch.int32).long() & 0xFFFFFFFF
     last_kept = (bits >> 16) & 1
     rounded = (bits + 0x7FFF + last_kept) >> 16
     return torch.where(x.isnan(), (bits >> 16) | _QUIET, rounded)
