@@ -104,6 +104,8 @@ def test_records_of_the_package_count_too(two, tmp_path):
     recorder.record(["first"], out=tmp_path / "package", device="cpu", say=lambda line: None)
     planned = recorder.plan(device="cpu", out=tmp_path / "out")
     assert [p.recorded is not None for p in planned] == [True, False]
+    rows = recorder.table(planned, device="cpu").rows
+    assert [row[2:] for row in rows] == [("is there", ""), ("not yet", 1.0)]
 
 
 def test_asking_by_name_for_what_is_there_is_an_error(two, tmp_path):

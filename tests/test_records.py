@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -200,6 +201,22 @@ def test_gpu_state_is_empty_where_nvidia_smi_fails_or_is_absent(tmp_path, monkey
     assert records.gpu_state("driver_version") == "570.1"
     script.write_text("#!/bin/sh\necho no devices; exit 9\n")
     assert records.gpu_state("driver_version") == ""
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    git("init", "--quiet")
+    (tmp_path / "records.py").write_text("1")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    assert records._commit() == git("rev-parse", "HEAD")
+    (tmp_path / "records.py").write_text("2")
+    assert records._commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
