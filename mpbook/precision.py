@@ -9,8 +9,9 @@ Taught in the quickstart.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -206,6 +207,13 @@ def as_precision(precision: str | Precision) -> Precision:
     if precision not in PRECISIONS:
         raise ValueError(f'precision="{precision}": expected one of {", ".join(PRECISIONS)}')
     return PRECISIONS[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> Any:
+    """`torch.autocast` for a mixed precision, nothing for the others."""
+    if not precision.is_mixed:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision.compute_dtype)
 
 
 def comparison(*precisions: str | Precision) -> Table:

@@ -37,8 +37,7 @@ from mpbook.autocast_policy import autocast_set, computes, dtype_name
 from mpbook.device import matmul_emulation, pick
 from mpbook.dtype_grid import dtype_grid
 from mpbook.notebook import Table
-from mpbook.precision import Precision, as_precision
-from mpbook.training import autocast
+from mpbook.precision import Precision, as_precision, autocast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

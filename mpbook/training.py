@@ -39,7 +39,7 @@ from mpbook.master_weights import (
 from mpbook.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
 from mpbook.models import parameter_count
 from mpbook.notebook import Progress
-from mpbook.precision import Precision, as_precision
+from mpbook.precision import Precision, as_precision, autocast
 from mpbook.runs import History, Loss, Run, Settings
 
 # --- One step ---------------------------------------------------------------------------------
@@ -104,13 +104,6 @@ def training_step(
     updated = scaler.step(optimizer)  # in float32, if the weights are
     scaler.update()
     return loss.detach(), norm, updated
-
-
-def autocast(precision: Precision, device: torch.device) -> Any:
-    """`torch.autocast` for a mixed precision, nothing for the others."""
-    if not precision.is_mixed:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=precision.compute_dtype)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -19,9 +19,9 @@ from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScale
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.measure import Memory
 from mpbook.models import GPT, MLP, GPTConfig
-from mpbook.precision import PRECISIONS, Precision, as_precision
+from mpbook.precision import PRECISIONS, Precision, as_precision, autocast
 from mpbook.runs import History, Run, Settings, cross_entropy
-from mpbook.training import autocast, clip, gradient_norm, train, training_step
+from mpbook.training import clip, gradient_norm, train, training_step
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 NAMES = ["32-true", "16-mixed", "bf16-mixed", "bf16-true"]

@@ -6,6 +6,8 @@
 * Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
   warns about a picture without one, which fails a build with `-W`.
 * Lets a keyboard reach tables that scroll.
+* Adds buttons that open a notebook in Colab or Binder where the build knows its repository, from
+  `MPBOOK_REPOSITORY=OWNER/NAME` in the environment.
 * Drops sphinx-thebe, whose scripts name a CDN and declare the same constants twice, and keeps
   MathJax off pages without maths.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,19 @@ def drop_mathjax(_app: Sphinx, _page: str, _template: str, context: Context, _: 
         context["script_files"] = [s for s in scripts if "mathjax" not in str(vars(s)).lower()]
 
 
+def add_launch_buttons(_app: Sphinx, config: Any) -> None:
+    """Let the theme link each notebook to where it runs, on the branch that `launch` writes."""
+    if repository := os.environ.get("MPBOOK_REPOSITORY"):
+        config.html_theme_options |= {
+            "repository_url": f"https://github.com/{repository}",
+            "repository_branch": "notebooks",
+            "launch_buttons": {
+                "colab_url": "https://colab.research.google.com",
+                "binderhub_url": "https://mybinder.org",
+            },
+        }
+
+
 def drop_thebe(app: Sphinx) -> None:
     """Unregister sphinx-thebe, which Jupyter Book always loads."""
     for listeners in app.events.listeners.values():
@@ -100,9 +116,15 @@ def alt_texts(notebook: nbformat.NotebookNode) -> dict[str, str]:
             for mime, content in output.get("data", {}).items():
                 alt = output.get("metadata", {}).get(mime, {}).get("alt")
                 if "image/" in mime and alt:
-                    data = content.encode() if mime.endswith("svg+xml") else b64decode(content)
-                    found[hashlib.sha256(data).hexdigest()] = alt
+                    found[hashlib.sha256(_as_file(mime, content)).hexdigest()] = alt
     return found
+
+
+def _as_file(mime: str, content: str) -> bytes:
+    """A picture as myst-nb writes it: an SVG loses the newline at its end."""
+    if mime.endswith("svg+xml"):
+        return os.linesep.join(content.splitlines()).encode()
+    return b64decode(content)
 
 
 def add_alt_texts(app: Sphinx, doctree: nodes.document) -> None:
@@ -119,6 +141,7 @@ def add_alt_texts(app: Sphinx, doctree: nodes.document) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers above."""
     drop_thebe(app)
+    app.connect("config-inited", add_launch_buttons)
     app.connect("doctree-read", add_alt_texts)
     app.connect("html-page-context", load_explorers)
     app.connect("html-page-context", quiet_search)

@@ -4,7 +4,7 @@ The exponent's bits buy range, so fewer tensors round to zero or overflow; each 
 the mantissa and doubles the rounding error of every number.  The tensors are those of a real
 model, so the split that loses nothing and rounds least can be looked for.
 
-Its chapter, on bfloat16, is not written yet.
+Taught in the chapter "bfloat16".
 """
 
 from __future__ import annotations
