@@ -19,6 +19,9 @@ NOT_RECORDED: Kind = "not recorded yet"
 Finding = tuple[Kind, str]
 """A kind, and one sentence that says why, with the numbers."""
 
+MICIKEVICIUS = "[Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)"
+"""The source of several claims."""
+
 EXACT = "live, exact"
 """The evidence of what comes out the same on every device."""
 

@@ -119,7 +119,7 @@ CLAIMS = (
         _FORMATS,
     ),
     Claim(
-        "beta2-0.999-is-frozen-in-bf16",
+        "beta2-is-frozen-in-bf16",
         "With beta2 = 0.999 a bfloat16 second moment never decays.",
         "rarely said",
         exactly(_second_moment),

@@ -152,19 +152,21 @@ CLAIMS = (
         "Use torch.cuda.amp.autocast and torch.cuda.amp.GradScaler.",
         "[PyTorch 2.2's documentation](https://pytorch.org/docs/2.2/amp.html)",
         exactly(_cuda_amp),
-        "recipe/loss_scaling",
+        "recipe/autocast",
     ),
     Claim(
         "autocast-means-float16",
         "autocast computes in float16 unless told otherwise.",
         "often said",
         exactly(_default_dtype),
+        "recipe/autocast",
     ),
     Claim(
         "autocast-treats-cpu-and-cuda-alike",
         "autocast treats an operator alike on a CPU and on CUDA.",
         "often taken for granted",
         exactly(_same_lists),
+        "recipe/autocast",
     ),
     Claim(
         "tf32-is-on-by-default",
@@ -192,5 +194,6 @@ CLAIMS = (
         "torch.cuda.is_bf16_supported() tells whether the GPU has bfloat16 units.",
         "[pytorch#148322](https://github.com/pytorch/pytorch/pull/148322) says otherwise",
         live(_bf16_supported),
+        "formats_that_need_less/bf16",
     ),
 )

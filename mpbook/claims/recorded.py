@@ -5,7 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from mpbook.claims.base import NOT_RECORDED, Claim, Evidence, Finding, Verdict, by_share, recorded
+from mpbook.claims.base import (
+    MICIKEVICIUS,
+    NOT_RECORDED,
+    Claim,
+    Evidence,
+    Finding,
+    Verdict,
+    by_share,
+    recorded,
+)
 from mpbook.measure import dense_peak
 from mpbook.paired import PairedDifference
 from mpbook.records import Record
@@ -102,7 +111,8 @@ def _takes_at_most(share: float) -> Callable[[Record], Finding]:
     return find_out
 
 
-def _twice_the_batch(record: Record) -> Finding:
+def twice_the_batch(record: Record) -> Finding:
+    """Whether twice the batch in bf16-mixed fits into the memory that float32 takes."""
     peaks = _peaks(record)
     tried = {
         (row["case"]["precision"], row["case"]["batch"])
@@ -190,7 +200,7 @@ CLAIMS = (
     Claim(
         "memory-halves",
         "Mixed precision halves the memory of training.",
-        "{cite}`micikevicius2018`: nearly",
+        f"{MICIKEVICIUS}: nearly",
         recorded("gpt2_memory", _takes_at_most(0.55)),
     ),
     Claim(
@@ -203,12 +213,13 @@ CLAIMS = (
         "twice-the-batch",
         "16 bits let you double the batch.",
         "[fastai's guide](https://docs.fast.ai/callback.fp16.html): in theory",
-        recorded("gpt2_memory", _twice_the_batch),
+        recorded("gpt2_memory", twice_the_batch),
     ),
     Claim(
-        "quality-within-0.3-percent",
+        "quality-is-kept",
         "The loss of mixed precision stays within 0.3% of float32's.",
         "often said, as 0.1 to 0.3%",
         recorded("bf16_pairs", _quality),
+        "formats_that_need_less/bf16",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mpbook.claims.base import Claim, Finding, by_share, live
+from mpbook.claims.base import MICIKEVICIUS, Claim, Finding, by_share, live
 from mpbook.data import digits
 from mpbook.measure import saved_for_backward
 from mpbook.models import GPT, MLP, GPTConfig, parameter_count
@@ -175,20 +175,21 @@ CLAIMS = (
         "Mixed precision stores weights and activations in float16.",
         f"[transformers' guide]({_HF}): both shrink",
         live(_stores),
-        "recipe/master_weights",
+        "recipe/autocast",
     ),
     Claim(
         "gradients-are-16-bit",
         "In mixed precision the gradients are float16.",
         f"[asked in a thread]({_THREAD})",
         live(_gradients),
-        "recipe/loss_scaling",
+        "recipe/autocast",
     ),
     Claim(
         "twice-the-model",
         "16 bits let you double the size of the model.",
         f"{_FASTAI}: in theory",
         live(_twice_the_model),
+        "recipe/master_weights",
     ),
     Claim(
         "activations-dominate-memory",
@@ -199,7 +200,7 @@ CLAIMS = (
     Claim(
         "master-copy-is-needed",
         "16-bit training needs a float32 master copy of the weights.",
-        "{cite}`micikevicius2018`",
+        MICIKEVICIUS,
         live(_master_copy),
         "recipe/master_weights",
     ),
@@ -213,8 +214,8 @@ CLAIMS = (
     Claim(
         "bf16-needs-no-loss-scaling",
         "bfloat16 needs no loss scaling.",
-        "{cite}`kalamkar2019`: it needs no tuning",
+        "[Kalamkar et al. 2019](https://arxiv.org/abs/1905.12322): no tuning needed",
         live(_bf16_needs_none),
-        "recipe/loss_scaling",
+        "formats_that_need_less/bf16",
     ),
 )
