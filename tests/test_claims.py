@@ -253,7 +253,7 @@ def test_what_float16_keeps_below_its_smallest_normal_number():
 
 
 def test_the_heaviest_weight_that_an_update_of_1e_7_moves():
-    moved = float(re.search(r"up to (\S+);", decide("updates-of-1e-7-vanish").why)[1])
+    moved = float(re.search(r"up to (\S+),", decide("updates-of-1e-7-vanish").why)[1])
     update = np.float16(1e-7)
     weight = np.float16(2.0**-13)
     assert moved == pytest.approx(float(weight), rel=0.05)
@@ -422,9 +422,9 @@ def test_activations_grow_with_the_batch_and_parameters_do_not():
 
 def test_the_master_copy_s_reason_counts_what_was_rounded_away():
     why = decide("master-copy-is-needed").why
-    small, large = re.findall(r"([+-]\d\.\d{3}) at a rate of \S+, with (\d+)% of updates", why)
+    small, large = re.findall(r"([+-]\d\.\d{3}) at a rate of \S+, where (\d+)% of updates", why)
     assert float(small[0]) > 0.2 and int(small[1]) > 80
-    assert abs(float(large[0])) < 0.02 and int(large[1]) < 40
+    assert abs(float(large[0])) < 0.02 and int(large[1]) < 60
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -440,11 +440,11 @@ def test_the_gradient_of_rare_labels_is_below_float16_and_a_scale_lifts_it(devic
 
 def test_the_reasons_about_loss_scaling_name_both_cases():
     why = decide("fp16-needs-loss-scaling").why
-    assert "a mean over 512 x 4096 rare labels loses 100%" in why and "65536 0%." in why
+    assert "a mean over 512 x 4096 rare labels loses 100%" in why and "65536 it loses 0%." in why
     gap = float(re.search(r"ends ([+-]\d\.\d{3})", why)[1])
     assert abs(gap) < 0.02
     assert (
-        "float16 loses (100% of them), bfloat16 loses 0%"
+        "float16 loses 100% of the weight gradients, towards rare labels, bfloat16 loses 0%"
         in decide("bf16-needs-no-loss-scaling").why
     )
 

@@ -29,8 +29,8 @@ def _small_updates() -> Finding:
     vanishes = (weights + torch.tensor(1e-7, dtype=torch.float16)) == weights
     moved = weights[~vanishes].max().item() if not vanishes.all() else 0.0
     why = (
-        f"1e-7 is not 0 in float16, and moves weights of up to {moved:.1e}; it vanishes where it "
-        "is less than half an ulp of the weight, whatever its own size."
+        f"1e-7 is not 0 in float16: it moves weights of up to {moved:.1e}, and vanishes in larger "
+        "ones, of which it is less than half an ulp."
     )
     return by_share(vanishes.tolist()), why
 

@@ -33,7 +33,7 @@ def _train(
         batch_size=256,
         learning_rate=rate,
         optimizer=optimizer,
-        count_lost_updates_every=steps,
+        count_lost_updates_every=max(1, steps // 4),
         device=device,
         progress=False,
     )
@@ -115,7 +115,7 @@ def _master_copy(device: torch.device) -> Finding:
         full, pure = (_train(p, device, steps=steps, rate=rate) for p in ("32-true", "bf16-true"))
         gaps.append(pure.loss - full.loss)
         lost = pure.updates_lost[-1][1]
-        said.append(f"{gaps[-1]:+.3f} at a rate of {rate}, with {lost:.0%} of updates rounded away")
+        said.append(f"{gaps[-1]:+.3f} at a rate of {rate}, where {lost:.0%} of updates are lost")
     why = f"Without one a bfloat16 MLP under SGD ends, against float32's loss, {'; '.join(said)}."
     return by_share([gap > 0.05 for gap in gaps]), why
 
@@ -151,7 +151,7 @@ def _fp16_needs_scaling(device: torch.device) -> Finding:
     why = (
         f"An MLP on digits ends {half - full:+.3f} from float32's loss without it; a mean over "
         f"{_BATCH} x {_LABELS} rare labels loses {lost:.0%} of its weight gradients, and with a "
-        f"scale of 65536 {scaled:.0%}."
+        f"scale of 65536 it loses {scaled:.0%}."
     )
     return by_share([half - full > 0.05, lost > 0.5 and scaled < 0.05]), why
 
@@ -159,8 +159,8 @@ def _fp16_needs_scaling(device: torch.device) -> Finding:
 def _bf16_needs_none(device: torch.device) -> Finding:
     lost = {dtype: _zeros(device, dtype) for dtype in (torch.float16, torch.bfloat16)}
     why = (
-        f"Of the weight gradients that float16 loses ({lost[torch.float16]:.0%} of them), bfloat16 "
-        f"loses {lost[torch.bfloat16]:.0%}: it has float32's range."
+        f"Where float16 loses {lost[torch.float16]:.0%} of the weight gradients, towards rare "
+        f"labels, bfloat16 loses {lost[torch.bfloat16]:.0%}: it has float32's range."
     )
     return by_share([lost[torch.bfloat16] == 0 and lost[torch.float16] > 0.5]), why
 
