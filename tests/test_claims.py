@@ -252,6 +252,13 @@ def test_what_float16_keeps_below_its_smallest_normal_number():
     assert f"{float(info.tiny):.1e}" in why and f"{float(info.smallest_subnormal):.2e}" in why
 
 
+@pytest.mark.parametrize(("last", "kind"), [(2.0**-14, "holds"), (2.0**-30, "false")])
+def test_underflow_is_looked_for_and_not_known(monkeypatch, last, kind):
+    monkeypatch.setattr(numbers, "_rounded", lambda value, dtype: value if value >= last else 0.0)
+    verdict = decide("fp16-underflows-below-6e-5")
+    assert verdict.kind == kind and f"{last:.2e} is the smallest number that" in verdict.why
+
+
 def test_the_heaviest_weight_that_an_update_of_1e_7_moves():
     moved = float(re.search(r"up to (\S+),", decide("updates-of-1e-7-vanish").why)[1])
     update = np.float16(1e-7)
@@ -623,6 +630,7 @@ def shifted(by, noise=0.0):
         (shifted(-0.05, 0.001), "false"),
         (shifted(0.0, 0.05), NOT_RECORDED),
         (shifted(0.006, 0.002), NOT_RECORDED),
+        (shifted(-0.006, 0.002), NOT_RECORDED),
     ],
 )
 def test_quality_is_what_the_interval_says(mixed, kind):
