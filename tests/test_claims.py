@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def decide(name, record=None, *, device=CPU):
         return record if record and record.experiment == experiment else None
 
     return CLAIMS[name].decide(Evidence(device, find))
+
+
+@cache
+def settled(name, device="cpu"):
+    """The verdict without any record; for tests that change nothing, so once is enough."""
+    return decide(name, device=torch.device(device))
 
 
 # The ledger.
@@ -237,7 +244,7 @@ KINDS = {
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_a_live_verdict_is_the_same_on_every_device(name, kind, device):
-    verdict = decide(name, device=torch.device(device))
+    verdict = settled(name, device)
     assert verdict.kind == kind, verdict.why
     assert verdict.evidence.startswith("live, ")
     assert verdict.why.endswith(".") and len(verdict.why) < 320
@@ -269,7 +276,7 @@ def test_the_heaviest_weight_that_an_update_of_1e_7_moves():
 
 def test_adam_s_eps_and_the_nan_that_it_makes():
     assert np.float16(torch.optim.AdamW([torch.ones(1)]).defaults["eps"]) == 0
-    assert re.search(r"1e-08 rounds to 0, .* is nan\.", decide("adam-eps-is-0-in-fp16").why)
+    assert re.search(r"1e-08 rounds to 0, .* is nan\.", settled("adam-eps-is-0-in-fp16").why)
 
 
 def test_the_second_moment_is_frozen_at_all_mantissas_and_at_none_of_a_lower_beta2():
@@ -283,7 +290,7 @@ def test_the_second_moment_is_frozen_at_all_mantissas_and_at_none_of_a_lower_bet
 
 
 def test_a_float32_weight_moves_where_the_bfloat16_one_stays():
-    why = decide("bf16-weight-of-1-is-stuck").why
+    why = settled("bf16-weight-of-1-is-stuck").why
     assert "After 100 steps down it is 1; a float32 weight is at 0.94." in why
 
 
@@ -320,7 +327,7 @@ def test_the_default_dtype_of_each_device():
 
 
 def test_the_lists_differ_in_all_but_the_product():
-    why = decide("autocast-treats-cpu-and-cuda-alike").why
+    why = settled("autocast-treats-cpu-and-cuda-alike").why
     assert "these differ: softmax, layer_norm, sum, exp (CUDA: float32; CPU: as its inputs)." in why
 
 
@@ -401,7 +408,7 @@ def test_what_autocast_stores(device):
     assert dtypes == {"weights": "float32", "gradients": "float32", "activations": "float16"}
     assert (
         "weights are float32, a product's output is float16"
-        in decide("mixed-precision-stores-16-bit-weights").why
+        in settled("mixed-precision-stores-16-bit-weights").why
     )
 
 
@@ -415,20 +422,20 @@ def test_bytes_of_a_parameter_under_adam(precision, parts):
 
 
 def test_the_sum_of_bytes_is_in_the_reason():
-    assert "4 + 4 + 8 bytes in float32 and 4 + 4 + 8 in mixed" in decide("twice-the-model").why
+    assert "4 + 4 + 8 bytes in float32 and 4 + 4 + 8 in mixed" in settled("twice-the-model").why
 
 
 def test_activations_grow_with_the_batch_and_parameters_do_not():
     (one, count), (four, same) = (training._activation_bytes(batch, CPU) for batch in (1, 4))
     assert count == same and 3 < four / one <= 4
     shares = re.search(
-        r"are (\d+)% at batch 1 and (\d+)% at batch 64", decide("activations-dominate-memory").why
+        r"are (\d+)% at batch 1 and (\d+)% at batch 64", settled("activations-dominate-memory").why
     )
     assert int(shares[1]) == round(100 * one / (one + 16 * count)) < 50 < int(shares[2])
 
 
 def test_the_master_copy_s_reason_counts_what_was_rounded_away():
-    why = decide("master-copy-is-needed").why
+    why = settled("master-copy-is-needed").why
     small, large = re.findall(r"([+-]\d\.\d{3}) at a rate of \S+, where (\d+)% of updates", why)
     assert float(small[0]) > 0.2 and int(small[1]) > 80
     assert abs(float(large[0])) < 0.02 and int(large[1]) < 60
@@ -446,13 +453,13 @@ def test_the_gradient_of_rare_labels_is_below_float16_and_a_scale_lifts_it(devic
 
 
 def test_the_reasons_about_loss_scaling_name_both_cases():
-    why = decide("fp16-needs-loss-scaling").why
+    why = settled("fp16-needs-loss-scaling").why
     assert "a mean over 512 x 4096 rare labels loses 100%" in why and "65536 it loses 0%." in why
     gap = float(re.search(r"ends ([+-]\d\.\d{3})", why)[1])
     assert abs(gap) < 0.02
     assert (
         "float16 loses 100% of the weight gradients, towards rare labels, bfloat16 loses 0%"
-        in decide("bf16-needs-no-loss-scaling").why
+        in settled("bf16-needs-no-loss-scaling").why
     )
 
 
