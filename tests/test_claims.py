@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -461,6 +462,74 @@ def test_the_reasons_about_loss_scaling_name_both_cases():
         "float16 loses 100% of the weight gradients, towards rare labels, bfloat16 loses 0%"
         in settled("bf16-needs-no-loss-scaling").why
     )
+
+
+# What would decide otherwise: a claim that two cases split holds if both hold, and not if neither.
+
+
+@pytest.mark.parametrize(("activations", "kind"), [(10**9, "holds"), (10, "false")])
+def test_activations_that_always_or_never_dominate(monkeypatch, activations, kind):
+    monkeypatch.setattr(training, "_activation_bytes", lambda batch, device: (activations, 1000))
+    assert decide("activations-dominate-memory").kind == kind
+
+
+def trained(**losses):
+    """Stands for `_train`, with a final loss for full and for lower precision."""
+
+    def train(precision, device, **settings):
+        loss = losses["full" if precision == "32-true" else "lower"]
+        return SimpleNamespace(loss=loss, updates_lost=[(0, 0.5)])
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("lower", "kind"), [(2.5, "holds"), (2.06, "holds"), (2.04, "false"), (1.0, "false")]
+)
+def test_a_master_copy_that_is_always_or_never_missed(monkeypatch, lower, kind):
+    monkeypatch.setattr(training, "_train", trained(full=2.0, lower=lower))
+    assert decide("master-copy-is-needed").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("lower", "lost", "lost_when_scaled", "kind"),
+    [
+        (2.5, 1.0, 0.0, "holds"),
+        (2.0, 0.0, 0.0, "false"),
+        (2.0, 1.0, 1.0, "false"),  # the scale is no cure, so it is not what was missing
+        (2.5, 0.0, 0.0, "holds when ..."),
+    ],
+)
+def test_loss_scaling_that_is_always_or_never_missed(
+    monkeypatch, lower, lost, lost_when_scaled, kind
+):
+    def zeros(device, dtype, *, scale=1.0):
+        return lost if scale == 1.0 else lost_when_scaled
+
+    monkeypatch.setattr(training, "_train", trained(full=2.0, lower=lower))
+    monkeypatch.setattr(training, "_zeros", zeros)
+    assert decide("fp16-needs-loss-scaling").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("fp16", "bf16", "kind"), [(1.0, 0.0, "holds"), (1.0, 0.1, "false"), (0.0, 0.0, "false")]
+)
+def test_bfloat16_is_held_to_where_float16_fails(monkeypatch, fp16, bf16, kind):
+    lost = {torch.float16: fp16, torch.bfloat16: bf16}
+    monkeypatch.setattr(training, "_zeros", lambda device, dtype: lost[dtype])
+    assert decide("bf16-needs-no-loss-scaling").kind == kind
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float16, "holds"), (torch.bfloat16, "false")])
+def test_one_default_dtype_for_all_devices(monkeypatch, dtype, kind):
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: dtype)
+    assert decide("autocast-means-float16").kind == kind
+
+
+def test_a_sum_that_does_not_stop_anywhere(monkeypatch):
+    ones = torch.ones(1000)
+    monkeypatch.setattr(torch, "ones", lambda count, dtype: ones)
+    assert decide("bf16-sums-stop-at-256").kind == "false"
 
 
 # Records of speed.
