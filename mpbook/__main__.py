@@ -1,4 +1,4 @@
-"""The command line: ``python -m mpbook doctor``, ``bench formats`` and ``record``."""
+"""The command line: ``python -m mpbook doctor``, ``bench formats``, ``record`` and ``claims``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--out", type=Path, metavar="DIR", default=Path("recorded"), help="folder")
     record.add_argument("--device", help="cuda or cpu; the best there is if not given")
     record.add_argument("--dry-run", action="store_true", help="only say what would run")
+    claims = commands.add_parser("claims", help="decide what is often said, here and now")
+    claims.add_argument("ids", nargs="*", metavar="ID", help="claims; all if none is given")
     return parser
 
 
@@ -94,7 +96,14 @@ def _bench(chosen: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"doctor": _doctor, "bench": _bench, "record": _record}
+def _claims(chosen: argparse.Namespace) -> int:
+    from mpbook import claims
+
+    print(claims.ledger(*chosen.ids))
+    return 0
+
+
+_COMMANDS = {"doctor": _doctor, "bench": _bench, "record": _record, "claims": _claims}
 
 
 if __name__ == "__main__":
