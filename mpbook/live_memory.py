@@ -43,6 +43,11 @@ class LiveMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     @property
+    def alive(self) -> int:
+        """The bytes alive now."""
+        return self._bytes
+
+    @property
     def peak(self) -> int:
         """The most bytes alive at once."""
         return max(self.timeline, default=0)
