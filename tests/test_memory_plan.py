@@ -62,7 +62,7 @@ def counted(config: GPTConfig, precision: Precision, device: str, **options: Any
     torch.manual_seed(0)
     options = dict(batch_size=3, learning_rate=1e-4, progress=False) | options
     model, data = GPT(config), corpus(config)
-    return train(model, data, precision=precision, steps=6, device=device, **options).memory
+    return train(model, data, precision=precision, steps=6, device=device, **options).memory  # type: ignore[arg-type]
 
 
 def tolerance(device: str) -> float:
@@ -244,10 +244,10 @@ def test_bytes_of_a_saved_tensor() -> None:
 
 def test_attention_is_planned_as_fused() -> None:
     def saved(backend: SDPBackend) -> int:
-        query = torch.randn(3, 1, 2, 64, 16, requires_grad=True)
+        q, k, v = torch.randn(3, 1, 2, 64, 16, requires_grad=True)
         module = torch.nn.Module()
         with saved_for_backward(module) as count, sdpa_kernel(backend):
-            torch.nn.functional.scaled_dot_product_attention(*query, is_causal=True)
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return count()
 
     block = memory_plan._block_tensors(
@@ -368,8 +368,12 @@ def test_bars_are_as_long_as_the_peaks() -> None:
     axes = draw(plans).axes[0]
     ends = [0.0, 0.0]
     for bar in axes.patches:
-        row = round(bar.get_y() + bar.get_height() / 2)
-        ends[row] = max(ends[row], bar.get_x() + bar.get_width())
+        (left, bottom), (right, top) = (
+            bar.get_extents().transformed(axes.transData.inverted()).get_points()
+        )
+        assert left < right
+        row = round((bottom + top) / 2)
+        ends[row] = max(ends[row], right)
     assert ends == pytest.approx([p.peak / 1e6 for p in plans.values()])
     with pytest.raises(ValueError, match="at least one"):
         draw({})
