@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recompute(torch.autograd.Function):
-    """A block of one input and one output that is run again in the backward pass.
+    """A block that is run again in the backward pass.
 
-    Use ``Recompute.apply(block, x)``.  The input has to require a gradient, or the block's
-    parameters get none.
+    Use ``Recompute.apply(block, x)``.  The block has one input and one
+    output, and the input has to require a gradient.
 
     >>> block = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     >>> x = torch.ones(1, 2, requires_grad=True)
@@ -36,14 +36,10 @@ class Recompute(torch.autograd.Function):
     def forward(ctx: Any, block: nn.Module, x: Tensor) -> Tensor:
         """Run the block, and keep only its input and how autocast was set."""
         kind = x.device.type
-        ctx.block, ctx.autocast = (
-            block,
-            dict(
-                device_type=kind,
-                dtype=torch.get_autocast_dtype(kind),
-                enabled=torch.is_autocast_enabled(kind),
-            ),
-        )
+        enabled = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind)
+        ctx.autocast = torch.autocast(kind, dtype, enabled)
+        ctx.block = block
         ctx.save_for_backward(x)
         return block(x)  # autograd is off in here
 
@@ -52,9 +48,9 @@ class Recompute(torch.autograd.Function):
         """Run it again, with autograd this time, and go back through it."""
         (saved,) = ctx.saved_tensors
         x = saved.detach().requires_grad_()
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+        with torch.enable_grad(), ctx.autocast:
             again = ctx.block(x)
-        again.backward(*gradients)  # adds to the gradients of the block's parameters
+        again.backward(*gradients)  # adds to the parameters' gradients
         return None, x.grad
 
 

@@ -57,9 +57,7 @@ class LiveMemory(TorchDispatchMode):
         """The operation after which they were; empty before the first."""
         return self.operations[self.timeline.index(self.peak)] if self.timeline else ""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note what it makes."""
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
@@ -72,7 +70,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def _note(self, tensor: Tensor, *, new: bool) -> None:
-        """Follow a storage until it dies; one that was there before counts nothing."""
+        """Follow a storage until it dies; an older one counts nothing."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:

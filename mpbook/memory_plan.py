@@ -21,7 +21,7 @@ Taught in the chapter "Memory".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -133,7 +133,7 @@ def saved_tensors(
     if checkpointing:
         blocks = [SavedTensor("input of a block", (*tokens, config.width), residual)]
     else:
-        blocks = _block_tensors(config, tokens, precision, statistics)
+        blocks = block_tensors(config, tokens, precision, statistics)
     last = [
         SavedTensor("input of the last norm", (*tokens, config.width), residual),
         SavedTensor("statistics of the last norm", (*tokens, 2), statistics),
@@ -150,29 +150,35 @@ def saved_tensors(
         last.append(SavedTensor("cast of the output matrix", shape, compute, is_weight_cast=True))
     layers = config.layers
     return [
-        *(SavedTensor(t.name, t.shape, t.dtype, layers, t.is_weight_cast) for t in blocks),
+        *(replace(tensor, copies=layers) for tensor in blocks),
         *last,
     ]
 
 
-def _block_tensors(
-    config: GPTConfig, tokens: tuple[int, int], precision: Precision, statistics: torch.dtype
+def block_tensors(
+    config: GPTConfig,
+    tokens: tuple[int, int],
+    precision: Precision,
+    statistics: torch.dtype,
 ) -> list[SavedTensor]:
     """What one block saves, in the order of its forward pass."""
-    w, compute, residual = config.width, precision.compute_dtype, precision.parameter_dtype
     batch, time = tokens
+    w, heads = config.width, config.heads
+    stream, compute = precision.parameter_dtype, precision.compute_dtype
+    logsumexp = (batch, heads, time)
     saved = [
-        SavedTensor("inputs of both norms", (2, *tokens, w), residual),
+        SavedTensor("inputs of both norms", (2, *tokens, w), stream),
         SavedTensor("statistics of both norms", (2, *tokens, 2), statistics),
         SavedTensor("outputs of both norms", (2, *tokens, w), compute),
         SavedTensor("query, key and value", (*tokens, 3 * w), compute),
-        SavedTensor("logsumexp of attention", (batch, config.heads, time), torch.float32),
+        SavedTensor("logsumexp of attention", logsumexp, torch.float32),
         SavedTensor("mixed values", (*tokens, w), compute),
         SavedTensor("input of GELU", (*tokens, 4 * w), compute),
         SavedTensor("output of GELU", (*tokens, 4 * w), compute),
     ]
     if precision.is_mixed:
-        saved.append(SavedTensor("casts of four matrices", (12, w, w), compute, 1, True))
+        casts = SavedTensor("casts of four matrices", (12, w, w), compute)
+        saved.append(replace(casts, is_weight_cast=True))
     return saved
 
 
@@ -369,7 +375,7 @@ def _block_temporaries(
     again = 0
     if checkpointing:
         statistics = torch.float32 if device == "cuda" else precision.parameter_dtype
-        again = sum(t.bytes for t in _block_tensors(config, tokens, precision, statistics))
+        again = sum(t.bytes for t in block_tensors(config, tokens, precision, statistics))
         again -= residual * batch * time * w  # its input is there already
     return batch * time * (made - freed) + gradients + again
 
@@ -446,7 +452,7 @@ def draw(plans: dict[str, MemoryPlan]) -> Figure:
         raise ValueError("plans: none given, expected at least one")
     from mpbook import plots
 
-    figure, axes = plots.figure(figsize=(6.4, 1.9 + 0.5 * len(plans)))
+    figure, axes = plots.figure(figsize=(5.6, 1.9 + 0.45 * len(plans)))
     lefts = [0.0] * len(plans)
     for category, colour in CATEGORY_COLOURS.items():
         widths = [plan.at_peak.get(category, 0) / 1e6 for plan in plans.values()]

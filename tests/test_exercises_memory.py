@@ -25,7 +25,7 @@ def inputs(name: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(("width", "precision"), inputs("block_bytes"))
 def test_a_block_saves_what_the_planner_lists(width: int, precision: str) -> None:
-    saved = memory_plan._block_tensors(
+    saved = memory_plan.block_tensors(
         GPTConfig(width=width), (1, 1), PRECISIONS[precision], torch.float32
     )
     wide = [t.bytes for t in saved if t.shape[-1] % width == 0 and not t.is_weight_cast]

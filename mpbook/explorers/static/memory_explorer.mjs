@@ -148,7 +148,7 @@ function controls(act, { precisions, optimizers, presets }) {
       h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time)),
       h("div", { class: "mp-row mp-length" }, precision.el, optimizer.el,
         h("label", { class: "mp-control mp-tick" }, h("span", {}, "Checkpointing"), box)),
-      h("div", { class: "mp-row mp-length" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
+      h("div", { class: "mp-row mp-shape" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
     draw(s) {
       now = s;
       const show = (field, value) => { if (document.activeElement !== field || Number(field.value) !== value) field.value = value; };
