@@ -57,7 +57,13 @@ class LiveMemory(TorchDispatchMode):
         """The operation after which they were; empty before the first."""
         return self.operations[self.timeline.index(self.peak)] if self.timeline else ""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         """Run the operation, and note what it makes."""
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):

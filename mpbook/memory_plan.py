@@ -63,7 +63,7 @@ DEVICE_GIGABYTES: dict[str, int] = {
     "A100 or H100, 80 GB": 80,
     "H200, 141 GB": 141,
 }
-"""Memory as the data sheets state it, in units of 10**9 bytes: the cautious reading."""
+"""Memory as NVIDIA's product pages state it, in units of 10**9 bytes: the cautious reading."""
 
 RESERVE = 0.1
 """Share of a device's memory left free for what no formula here counts: CUDA's context, the

@@ -102,8 +102,8 @@ EXERCISES = {
         inputs=lambda: _BLOCKS,
         solution=_block_bytes,
         misconceptions={
-            "That is half of float32. Autocast leaves the residual stream in float32, and the "
-            "inputs of both norms with it: 4 bytes for those two, 2 for the other fourteen.": (
+            "That is half of float32. Autocast leaves the residual stream in float32, and\n"
+            "the inputs of both norms with it: 4 bytes for those two, 2 for the other 14.": (
                 _all_halved
             ),
             "That is what float32 saves.": lambda width, precision: 64 * width,
