@@ -60,6 +60,15 @@ def test_views_count_once() -> None:
     assert live.alive == 0
 
 
+def test_an_address_that_is_used_again_counts_again() -> None:
+    with LiveMemory() as live:
+        for _ in range(50):
+            x = torch.ones(100)
+            assert live.alive == 400
+            del x
+            assert live.alive == 0
+
+
 def test_every_result_of_an_operation_counts() -> None:
     with LiveMemory() as live:
         values, indices = torch.ones(10).sort()
