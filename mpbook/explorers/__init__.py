@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
+    from mpbook.explorers.memory_explorer import MemoryExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
-__all__ = ["FloatExplorer", "LossScaleExplorer", "RangeResolutionExplorer", "SumExplorer"]
+__all__ = [
+    "FloatExplorer",
+    "LossScaleExplorer",
+    "MemoryExplorer",
+    "RangeResolutionExplorer",
+    "SumExplorer",
+]
 
 _MODULES = {
     "FloatExplorer": "float_explorer",
     "LossScaleExplorer": "loss_scale_explorer",
+    "MemoryExplorer": "memory_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
     "SumExplorer": "sum_explorer",
 }

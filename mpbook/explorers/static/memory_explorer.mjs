@@ -1,0 +1,252 @@
+// The memory planner: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
+// Choose a GPT, a batch and a precision, and see where every byte of a training step goes, and where it
+// fits. The formula is that of mpbook/memory_plan.py, which the tests prove equal, as is the sentence.
+
+import { button, change, chooser, clamp, h, labelled, present, say } from "./kit.mjs";
+import { digits, percent } from "./census.mjs";
+
+// --- The formula --------------------------------------------------------------------------------------------
+
+const ADAM = ["adamw", "adam"];
+const STATES = { adamw: 2, adam: 2, momentum: 1, sgd: 0 };
+
+// What a step holds on a GPU, in bytes. `p` says how many bytes a number has: in the residual stream
+// and the weights, in what is computed with, in the optimizer's state, and in what is kept beside.
+export function planMemory({ shape, batch, time, p, optimizer, checkpointing }) {
+  const { vocabulary, context, layers, heads, width: w } = shape;
+  const s = p.parameter_bytes, c = p.compute_bytes, mixed = s !== c;
+  const tokens = batch * time;
+  const count = (vocabulary + context + 2) * w + layers * (12 * w * w + 13 * w);
+  const tensors = 4 + 12 * layers;
+
+  const block = tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads);
+  const casts = mixed ? 12 * w * w * c : 0;
+  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
+  const output = mixed ? vocabulary * w * c : 0;
+  const again = block + casts - s * tokens * w;
+
+  const state = STATES[optimizer] * count * p.state_bytes + (ADAM.includes(optimizer) ? 4 * tensors : 0);
+  const denominators = ADAM.includes(optimizer) ? count * p.state_bytes : 0;
+  const parts = {
+    count,
+    parameters: s * count,
+    masterCopies: p.kept_bytes * count,
+    gradients: s * count,
+    state,
+    casts: output + (checkpointing ? 0 : layers * casts),
+    activations: last + layers * (checkpointing ? s * tokens * w : block),
+    atLoss: 8 * tokens * vocabulary,
+    atBlock: tokens * ((s + 4 * c) * w - 4 * vocabulary - (c + s) * w) + s * (vocabulary * w + 4 * w * w)
+      - output + (checkpointing ? again : 0),
+    atUpdate: Math.max(2 * s * vocabulary * w, denominators + p.copied_bytes * count),
+  };
+  return { ...parts, ...peaks(parts) };
+}
+
+// The moment of the peak, its height and its categories, as MemoryPlan.at_peak names them.
+function peaks(parts) {
+  const kept = parts.parameters + parts.masterCopies + parts.state;
+  const saved = kept + parts.casts + parts.activations;
+  const update = kept + parts.gradients + parts.atUpdate;
+  const peak = Math.max(saved + parts.atLoss, saved + parts.atBlock, update);
+  const stay = { parameters: parts.parameters, "master copies": parts.masterCopies, "optimizer state": parts.state };
+  if (update === peak) {
+    return { peak, moment: "the update", atPeak: { ...stay, gradients: parts.gradients, "update, for a moment": parts.atUpdate } };
+  }
+  return {
+    peak, moment: saved + parts.atLoss === peak ? "the loss" : "the last block",
+    atPeak: { ...stay, "weight casts": parts.casts, activations: parts.activations, "backward, for a moment": peak - saved },
+  };
+}
+
+// The largest batch whose peak fits into so many bytes, 0 if none does.
+export function largestBatch(budget, options) {
+  const fits = (batch) => planMemory({ ...options, batch }).peak <= budget;
+  let high = 1;
+  while (fits(high)) high *= 2;
+  let low = Math.floor(high / 2);
+  while (high - low > 1) {
+    const middle = Math.floor((low + high) / 2);
+    if (fits(middle)) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+// --- In words -------------------------------------------------------------------------------------------------
+
+export function size(bytes) {
+  const [unit, name] = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e6 ? [1e6, "MB"] : [1e3, "kB"];
+  return `${digits(bytes / unit, 3)} ${name}`;
+}
+
+const inWords = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
+export function sentence(s) {
+  const fits = s.devices.filter(([, gigabytes]) => s.plan.peak <= s.room * gigabytes * 1e9);
+  const how = s.checkpointing ? `${s.precision}, ${s.optimizer} and checkpointing` : `${s.precision} and ${s.optimizer}`;
+  const [most, bytes] = Object.entries(s.plan.atPeak).reduce((a, b) => (b[1] > a[1] ? b : a));
+  return `${s.name} with ${inWords(s.batch, "sequence")} of ${inWords(s.time, "token")}, ${how}: ${size(s.plan.peak)} at ${s.plan.moment}, `
+    + `${percent(bytes / s.plan.peak)} of it ${most}. `
+    + (fits.length ? `It fits on ${fits[0][0]}.` : "It fits on none of the devices listed.");
+}
+
+export function readState(get) {
+  const [shape, batch, time, precision, optimizer] = ["shape", "batch", "sequence", "precision", "optimizer"].map(get);
+  const [precisions, presets, devices, room, checkpointing] = ["precisions", "presets", "devices", "room", "checkpointing"].map(get);
+  const p = precisions.find((one) => one.name === precision);
+  const same = presets.find(([, known]) => Object.keys(known).every((key) => known[key] === shape[key]));
+  const name = same ? same[0] : `A GPT of ${inWords(shape.layers, "block")} and width ${shape.width}`;
+  const options = { shape, batch, time, p, optimizer, checkpointing };
+  return { ...options, precision, devices, room, name, options, plan: planMemory(options) };
+}
+
+// --- Parts ------------------------------------------------------------------------------------------------------
+
+const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096] };
+const HEAD = 64; // GPT-2's width of a head, in every size
+
+function controls(act, { precisions, optimizers, presets }) {
+  let now = null;
+  const whole = (field, low, high) => clamp(Math.round(Number(field.value)) || low, low, high);
+  const number = (attributes, changed) => {
+    const field = h("input", { type: "number", step: 1, class: "mp-count", ...attributes });
+    field.addEventListener("change", () => changed(field));
+    return field;
+  };
+  const part = (key) => number({ min: LIMITS[key][0], max: LIMITS[key][1] }, (field) => {
+    const value = whole(field, ...LIMITS[key]);
+    act({ shape: { ...now.shape, [key]: value } });
+    field.value = value;
+  });
+  const layers = part("layers"), vocabulary = part("vocabulary");
+  const width = number({ min: HEAD, max: LIMITS.width[1], step: HEAD }, (field) => {
+    const heads = Math.max(1, Math.round(whole(field, ...LIMITS.width) / HEAD));
+    act({ shape: { ...now.shape, width: heads * HEAD, heads } });
+    field.value = heads * HEAD;
+  });
+  const time = number({ min: 1, max: 131072 }, (field) => {
+    const value = whole(field, 1, 131072);
+    act({ sequence: value, shape: { ...now.shape, context: Math.max(value, now.shape.context) } });
+    field.value = value;
+  });
+  const batch = number({ min: 1, max: LIMITS.batch[1] }, (field) => {
+    const value = whole(field, ...LIMITS.batch);
+    act({ batch: value });
+    field.value = value;
+  });
+  const slider = h("input", { type: "range", min: 0, max: 12, step: 1, class: "mp-slider" });
+  slider.addEventListener("input", () => act({ batch: 2 ** slider.value }));
+  const precision = chooser("Precision", precisions.map(({ name }) => [name, name]), (value) => act({ precision: value }));
+  const optimizer = chooser("Optimizer", optimizers.map((name) => [name, name]), (value) => act({ optimizer: value }));
+  const box = h("input", { type: "checkbox", class: "mp-check" });
+  box.addEventListener("change", () => act({ checkpointing: box.checked }));
+  const buttons = presets.map(([name, shape]) => button(name, () => act({ shape, sequence: shape.context })));
+  return {
+    el: h("div", { class: "mp-controls" },
+      h("div", { class: "mp-row mp-presets", role: "group", "aria-label": "Models" }, ...buttons),
+      h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time)),
+      h("div", { class: "mp-row mp-length" }, precision.el, optimizer.el,
+        h("label", { class: "mp-control mp-tick" }, h("span", {}, "Checkpointing"), box)),
+      h("div", { class: "mp-row mp-shape" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
+    draw(s) {
+      now = s;
+      const show = (field, value) => { if (document.activeElement !== field || Number(field.value) !== value) field.value = value; };
+      show(layers, s.shape.layers);
+      show(width, s.shape.width);
+      show(vocabulary, s.shape.vocabulary);
+      show(time, s.time);
+      show(batch, s.batch);
+      slider.value = Math.round(Math.log2(s.batch));
+      slider.setAttribute("aria-valuetext", inWords(s.batch, "sequence"));
+      precision.select.value = s.precision;
+      optimizer.select.value = s.optimizer;
+      box.checked = s.checkpointing;
+      buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.textContent === s.name)));
+    },
+  };
+}
+
+function words() {
+  const live = h("p", { "aria-live": "polite", class: "mp-said" });
+  return { el: h("div", { class: "mp-words" }, live), draw(s) { say(live, sentence(s)); } };
+}
+
+const CATEGORIES = ["parameters", "master copies", "optimizer state", "gradients", "update, for a moment",
+  "weight casts", "activations", "backward, for a moment"];
+const kind = (name) => `mp-part-${CATEGORIES.indexOf(name)}`;
+
+const BAR = 40, TOP = 16, HEIGHT = 82;
+
+function bar() {
+  const svg = h("svg", { role: "img", height: HEIGHT });
+  let pixels = 640;
+  let state = null;
+  function paint() {
+    const { plan, devices } = state;
+    const sizes = [...new Set(devices.map(([, gigabytes]) => gigabytes))];
+    const end = 1.08 * (sizes.find((gigabytes) => gigabytes * 1e9 >= plan.peak) ?? plan.peak / 1e9);
+    const x = (bytes) => (bytes / 1e9 / end) * pixels;
+    let from = 0;
+    const rects = Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) => {
+      const rect = h("rect", { class: `mp-bytes ${kind(name)}`, x: x(from).toFixed(1), y: TOP, height: BAR, width: Math.max(x(bytes), 0.5).toFixed(1) });
+      from += bytes;
+      return rect;
+    });
+    let last = -100;
+    const marks = sizes.filter((gigabytes) => gigabytes <= end).flatMap((gigabytes) => {
+      const at = x(gigabytes * 1e9);
+      const line = h("line", { class: "mp-axis", x1: at, x2: at, y1: TOP - 8, y2: TOP + BAR + 8 });
+      if (at - last < 44) return [line];
+      last = at;
+      return [line, h("text", { class: "mp-axis-label", x: Math.min(at, pixels - 20), y: HEIGHT - 4, "text-anchor": "middle" }, `${gigabytes} GB`)];
+    });
+    svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
+    svg.setAttribute("aria-label", `${size(plan.peak)} at the peak, in parts that the table lists`);
+    svg.replaceChildren(...rects, ...marks);
+  }
+  return {
+    el: h("div", { class: "mp-chart" }, svg),
+    draw(s) { state = s; paint(); },
+    resize(width) {
+      pixels = Math.max(Math.round(width), 240);
+      if (state) paint();
+    },
+  };
+}
+
+const table = (caption, heads, body) =>
+  h("table", { class: "mp-table" }, h("caption", {}, caption), h("thead", {}, h("tr", {}, ...heads.map((text) => h("th", { scope: "col" }, text)))), body);
+const row = (head, ...texts) => h("tr", {}, h("th", { scope: "row" }, ...head), ...texts.map((text) => h("td", {}, text)));
+
+function tables() {
+  const parts = h("tbody"), fits = h("tbody");
+  return {
+    el: h("div", { class: "mp-plan" },
+      table("At the peak", ["", "bytes", "share"], parts),
+      table("A tenth left free", ["device", "fits", "largest batch"], fits)),
+    draw(s) {
+      const { plan } = s;
+      parts.replaceChildren(...Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) =>
+        row([h("span", { class: `mp-swatch ${kind(name)}` }), name], size(bytes), percent(bytes / plan.peak))));
+      fits.replaceChildren(...s.devices.map(([name, gigabytes]) => {
+        const room = s.room * gigabytes * 1e9;
+        return row([name], plan.peak <= room ? "yes" : "no", String(largestBatch(room, s.options)));
+      }));
+    },
+  };
+}
+
+// --- All together -----------------------------------------------------------------------------------------------
+
+const TRAITS = ["shape", "batch", "sequence", "precision", "optimizer", "checkpointing"];
+
+function render({ model, el }) {
+  const act = (changes) => change(model, changes);
+  const get = (name) => model.get(name);
+  const choices = { precisions: get("precisions"), optimizers: Object.keys(STATES), presets: get("presets") };
+  const parts = [controls(act, choices), words(), bar(), tables()];
+  return present({ model, el }, { name: "Memory planner", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
+}
+
+export default { render };
