@@ -1,0 +1,153 @@
+"""What measurements of speed say, those made here and those in a record alike.
+
+Square products from small to large show where a narrower format begins to pay; sizes beside a
+power of two show what alignment is worth; the ladder shows what each optimisation is worth.
+Speeds that are compared were measured in turn, on one device, in one process.
+
+Taught in the chapter "Speed".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mpbook.measure import Spread, dense_peak, interleave, time_calls, utilisation
+from mpbook.notebook import Table
+from mpbook.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Seconds = Mapping[str, Mapping[int, Spread]]
+"""Seconds of the product of two square matrices, by format and by their size."""
+
+
+def time_squares(
+    sizes: Sequence[int],
+    formats: Sequence[str],
+    *,
+    device: torch.device,
+    rounds: int = 7,
+    calls: int | None = None,
+) -> Seconds:
+    """Time square products, the formats in turn at each size.
+
+    Args:
+        sizes: of the matrices.
+        formats: names of torch's dtypes.
+        device: where they are.
+        rounds: readings of each.
+        calls: in one reading; by default as many as make about a fifth of a gigaflop.
+
+    Raises:
+        ValueError: no size, no format, or no round.
+    """
+    if not sizes or not formats:
+        raise ValueError(f"sizes={sizes}, formats={formats}: expected at least one of each")
+    found: dict[str, dict[int, Spread]] = {format: {} for format in formats}
+    for size in sizes:
+        several = calls or max(1, min(200, round(2e8 / size**3)))
+        work = {format: _reading(format, size, device, several) for format in formats}
+        for format, spread in interleave(work, rounds=rounds).items():
+            found[format][size] = spread
+    return found
+
+
+def _reading(format: str, size: int, device: torch.device, calls: int) -> Callable[[], float]:
+    pair = [torch.randn(size, size, device=device).to(getattr(torch, format)) for _ in range(2)]
+    return partial(_once, (pair[0], pair[1]), device, calls)
+
+
+def _once(pair: tuple[Tensor, Tensor], device: torch.device, calls: int) -> float:
+    options = {"readings": 1, "calls": calls, "warm_up": 1}
+    return time_calls(torch.matmul, [pair], device=device, **options).median
+
+
+def recorded_squares(record: Record) -> Seconds:
+    """The square products of a record of ``matmul_ladder``, those of a power of two."""
+    found: dict[str, dict[int, Spread]] = {}
+    for case, results in record.measured():
+        m, k, n = case["m"], case["k"], case["n"]
+        if m == k == n and n & (n - 1) == 0:
+            found.setdefault(case["format"], {})[n] = Spread(tuple(results["seconds"]))
+    return found
+
+
+def crossover(seconds: Seconds, wide: str, narrow: str) -> int | None:
+    """The smallest size from which on the narrow format is faster by the median; None if none."""
+    faster = None
+    for size in sorted(seconds[wide], reverse=True):
+        if seconds[narrow][size].median >= seconds[wide][size].median:
+            break
+        faster = size
+    return faster
+
+
+def figure(seconds: Seconds, *, title: str = "") -> Figure:
+    """Rates of square products against their size: medians, and the range of all readings."""
+    from mpbook import plots
+
+    drawn, axis = plots.figure(figsize=(7, 3.8))
+    for format, spreads in seconds.items():
+        sizes = sorted(spreads)
+        flops = [2 * size**3 for size in sizes]
+        low, mid, high = (
+            [work / getattr(spreads[size], end) for work, size in zip(flops, sizes, strict=True)]
+            for end in ("high", "median", "low")
+        )
+        axis.plot(sizes, mid, marker="o", ms=4.5, label=format, **plots.line(format))
+        axis.fill_between(sizes, low, high, color=plots.COLOURS[format], alpha=0.15, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set(yscale="log", xlabel="size of the square matrices", title=title)
+    axis.set_ylabel("operations per second")
+    axis.legend()
+    return drawn
+
+
+def alignment(record: Record, *, size: int = 4096) -> Table:
+    """The rates of sizes beside a power of two, as shares of its own, from ``matmul_ladder``.
+
+    Raises:
+        LookupError: the record lacks that size in a format.
+    """
+    near = [n for n in range(size - 8, size + 9) if n != size]
+    formats = list(dict.fromkeys(case["format"] for case, _ in record.measured()))
+    rows = []
+    for format in formats:
+        best = _rate(record.results(format=format, m=size, k=size, n=size))
+        for case, results in record.measured():
+            if case["format"] == format and case["m"] == case["k"] == case["n"] in near:
+                share = _rate(results) / best
+                rows.append((format, case["n"], _largest_power(case["n"]), f"{share:.0%}"))
+    header = ["format", "size", "multiple of", f"of the rate at {size}"]
+    return Table(header, rows, caption=record.caption)
+
+
+def ladder(record: Record) -> Table:
+    """The rungs of ``optimisation_ladder``: tokens a second, gain over the rung before, and MFU."""
+    peak = dense_peak(record.provenance.device, "bfloat16")
+    rows, before = [], None
+    for case, results in record.measured():
+        median = Spread(tuple(results["seconds"])).median
+        rate = results["tokens"] / median
+        gain = "" if before is None else f"{rate / before:.2f}"
+        flops = results["flops_per_token"] * results["tokens"]
+        share = "" if peak is None else f"{utilisation(flops, median, peak):.0%}"
+        rows.append((case["rung"], f"{rate:,.0f}", gain, share))
+        before = rate
+    header = ["change", "tokens a second", "times the one before", "MFU of the bf16 peak"]
+    return Table(header, rows, caption=record.caption)
+
+
+def _rate(results: Mapping[str, Any]) -> float:
+    return float(results["flops"] / Spread(tuple(results["seconds"])).median)
+
+
+def _largest_power(n: int) -> int:
+    return math.gcd(n, 2**30)
