@@ -12,14 +12,22 @@ if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
+    from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
-__all__ = ["FloatExplorer", "LossScaleExplorer", "RangeResolutionExplorer", "SumExplorer"]
+__all__ = [
+    "FloatExplorer",
+    "LossScaleExplorer",
+    "RangeResolutionExplorer",
+    "RooflineExplorer",
+    "SumExplorer",
+]
 
 _MODULES = {
     "FloatExplorer": "float_explorer",
     "LossScaleExplorer": "loss_scale_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
+    "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",
 }
 
