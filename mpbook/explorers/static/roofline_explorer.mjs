@@ -213,7 +213,7 @@ function chart() {
     for (const name of s.roof.peaks.keys()) if (name !== shown) parts.push(roofLine(s.roof, name, to, x, y, "mp-roof-other"));
     parts.push(h("line", { class: "mp-stuck", x1: x(ridge), x2: x(ridge), y1: y(s.roof.peaks.get(shown)), y2: BOTTOM }));
     parts.push(roofLine(s.roof, shown, to, x, y, "mp-roof"));
-    parts.push(h("text", { class: "mp-marker-label", x: right, y: y(s.roof.peaks.get(shown)) - 7, "text-anchor": "end" }, `${shown}, ${size(s.roof.peaks.get(shown), "flop/s")}`));
+    parts.push(h("text", { class: "mp-marker-label", x: LEFT + 8, y: TOP + 16 }, `peak in ${shown}: ${size(s.roof.peaks.get(shown), "flop/s")}`));
     const tight = x(ridge) > right - 90;
     parts.push(h("text", { class: "mp-axis-label", x: x(ridge) + (tight ? -6 : 6), y: BOTTOM - 8, "text-anchor": tight ? "end" : "start" }, `ridge ${digits(ridge)}`));
     const px = x(s.work.intensity), py = y(s.work.rate);
