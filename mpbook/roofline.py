@@ -298,7 +298,7 @@ def measure_roof(
     *,
     size: int | None = None,
     elements: int | None = None,
-    readings: int = 5,
+    readings: int = 9,
 ) -> Roof:
     """The roof of a device as this process finds it: by a copy, and by a large product.
 
@@ -307,7 +307,7 @@ def measure_roof(
 
     Args:
         device: ``"cuda"``, ``"cpu"`` or None for the best there is.
-        size: of the square matrices; by default 8192 on a GPU and 1024 on a CPU.
+        size: of the square matrices; by default 8192 on a GPU and 512 on a CPU.
         elements: float32 numbers to copy, more than the caches hold; by default 2**28 and 2**24.
         readings: of each.
 
@@ -316,7 +316,7 @@ def measure_roof(
     """
     chosen = devices.pick(device)
     on_gpu = chosen.type == "cuda"
-    size = size or (8192 if on_gpu else 1024)
+    size = size or (8192 if on_gpu else 512)
     elements = elements or (2**28 if on_gpu else 2**24)
     _check(size=size, elements=elements, readings=readings)
     source = torch.zeros(elements, device=chosen)
