@@ -110,22 +110,24 @@ def figure(seconds: Seconds, *, title: str = "") -> Figure:
     return drawn
 
 
-def alignment(record: Record, *, size: int = 4096) -> Table:
-    """The rates of sizes beside a power of two, as shares of its own, from ``matmul_ladder``.
+_BESIDE = {4095: 4096, 4097: 4096, 4100: 4096, 4104: 4096, 50257: 50304}
+"""Sizes of the ladder that are no multiple of 64, and the one that each is held against."""
+
+
+def alignment(record: Record) -> Table:
+    """What sizes that fill no tile reach of the rate of the aligned one, from ``matmul_ladder``.
 
     Raises:
-        LookupError: the record lacks that size in a format.
+        LookupError: the record lacks the aligned size in a format.
     """
-    near = [n for n in range(size - 8, size + 9) if n != size]
-    formats = list(dict.fromkeys(case["format"] for case, _ in record.measured()))
     rows = []
-    for format in formats:
-        best = _rate(record.results(format=format, m=size, k=size, n=size))
-        for case, results in record.measured():
-            if case["format"] == format and case["m"] == case["k"] == case["n"] in near:
-                share = _rate(results) / best
-                rows.append((format, case["n"], _largest_power(case["n"]), f"{share:.0%}"))
-    header = ["format", "size", "multiple of", f"of the rate at {size}"]
+    for case, results in record.measured():
+        if case["n"] in _BESIDE:
+            aligned = {name: _BESIDE.get(value, value) for name, value in case.items()}
+            share = _rate(results) / _rate(record.results(**aligned))
+            powers = math.gcd(case["n"], 64)
+            rows.append((case["format"], case["n"], powers, aligned["n"], f"{share:.0%}"))
+    header = ["format", "size", "multiple of", "beside", "of its rate"]
     return Table(header, rows, caption=record.caption)
 
 
@@ -147,7 +149,3 @@ def ladder(record: Record) -> Table:
 
 def _rate(results: Mapping[str, Any]) -> float:
     return float(results["flops"] / Spread(tuple(results["seconds"])).median)
-
-
-def _largest_power(n: int) -> int:
-    return math.gcd(n, 2**30)

@@ -11,7 +11,7 @@ from explorer_pages import LoadModule, OpenExplorer, serious_violations, twin
 from playwright.sync_api import Locator, Page, expect
 
 from mpbook.explorers import RooflineExplorer
-from mpbook.explorers.roofline_explorer import DEFAULT_SIZES, OPERATIONS
+from mpbook.explorers.roofline_explorer import DEFAULT_SIZES, OPERATIONS, _digits, _size
 from mpbook.models import GPTConfig
 from mpbook.roofline import STATED, Roof, elementwise, gpt_step, matmul
 
@@ -91,6 +91,39 @@ def test_a_format_that_is_not_there_gives_way(
 ) -> None:
     found = explorer(device, format=format, operation=operation)
     assert found.shown_format == shown and f"in {shown}" in found.sentences()[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.001, "0.00"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
+        (99.94, "99.9"),
+        (99.96, "100"),
+        (1e4, "10000"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert _digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.4, "999 B"),
+        (999.6, "1.00 kB"),
+        (2e-9, "2.00 ns"),
+        (3e-12, "0.00 ns"),
+        (5e21, "5000 EB"),
+    ],
+)
+def test_sizes_have_a_prefix(value: float, text: str) -> None:
+    assert _size(value, text[-1]) == text
+
+
+def test_the_largest_size_is_one() -> None:
+    assert explorer(sizes={"m": 2**30}).sizes["m"] == 2**30
 
 
 def random_explorer(random: Random) -> RooflineExplorer:
