@@ -10,6 +10,7 @@ Taught in the chapter "Speed".
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,17 +91,14 @@ def crossover(seconds: Seconds, wide: str, narrow: str) -> int | None:
 
 
 def figure(seconds: Seconds, *, title: str = "") -> Figure:
-    """Rates of square products against their size: medians, and the range of all readings."""
+    """Rates of square products against their size: medians, and the middle half of the readings."""
     from mpbook import plots
 
     drawn, axis = plots.figure(figsize=(7, 3.8))
     for format, spreads in seconds.items():
         sizes = sorted(spreads)
-        flops = [2 * size**3 for size in sizes]
-        low, mid, high = (
-            [work / getattr(spreads[size], end) for work, size in zip(flops, sizes, strict=True)]
-            for end in ("high", "median", "low")
-        )
+        rates = [_quartiles(spreads[size], 2 * size**3) for size in sizes]
+        low, mid, high = zip(*rates, strict=True)
         axis.plot(sizes, mid, marker="o", ms=4.5, label=format, **plots.line(format))
         axis.fill_between(sizes, low, high, color=plots.COLOURS[format], alpha=0.15, lw=0)
     axis.set_xscale("log", base=2)
@@ -112,6 +110,14 @@ def figure(seconds: Seconds, *, title: str = "") -> Figure:
 
 _BESIDE = {4095: 4096, 4097: 4096, 4100: 4096, 4104: 4096, 50257: 50304}
 """Sizes of the ladder that are no multiple of 64, and the one that each is held against."""
+
+
+def _quartiles(seconds: Spread, flops: int) -> tuple[float, float, float]:
+    """The rates below which a quarter, half and three quarters of the readings lie."""
+    rates = [flops / reading for reading in seconds.readings]
+    several = rates if len(rates) > 1 else rates * 2
+    low, mid, high = statistics.quantiles(several, n=4, method="inclusive")
+    return low, mid, high
 
 
 def alignment(record: Record) -> Table:

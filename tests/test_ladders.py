@@ -166,11 +166,14 @@ def test_nothing_to_time_is_refused() -> None:
         ladders.time_squares([8], [], device=CPU)
 
 
-def test_a_figure_draws_median_rates_and_their_range() -> None:
+def test_a_figure_draws_median_rates_and_the_middle_half() -> None:
     axis = ladders.figure(ladders.recorded_squares(PRODUCTS), title="here").axes[0]
     line = np.asarray(axis.lines[1].get_xydata())
     assert [line_.get_label() for line_ in axis.lines] == ["float32", "float16"]
     assert line[1].tolist() == [4096, 2 * 4096**3 / 2.0]
-    band = axis.collections[1].get_paths()[0].vertices
-    heights = {round(float(y)) for x, y in np.asarray(band) if x == 4096}
-    assert heights == {round(2 * 4096**3 / 1.0), round(2 * 4096**3 / 9.0)}
+    bands = [np.asarray(c.get_paths()[0].vertices) for c in axis.collections]
+    heights = {round(y) for x, y in bands[1].tolist() if x == 4096}
+    quarter, three_quarters = (1 / 9 + 1 / 2) / 2, (1 / 2 + 1) / 2  # readings of 1, 2 and 9 s
+    assert heights == {round(2 * 4096**3 * share) for share in (quarter, three_quarters)}
+    single = {round(y) for x, y in bands[1].tolist() if x == 8192}
+    assert single == {round(2 * 8192**3 / 4.0)}
