@@ -37,7 +37,7 @@ def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
         "float_explorer", "loss_scale_explorer", "memory_explorer", "range_resolution_explorer",
-        "sum_explorer",
+        "roofline_explorer", "sum_explorer",
     ]  # fmt: skip
     for name, text in modules.items():
         assert not re.search(r"^\s*import\b", text, re.MULTILINE), name
@@ -64,7 +64,7 @@ def test_powers_are_set_as_superscripts(load_module: LoadModule) -> None:
 def test_colours_of_formats_are_those_of_the_plots() -> None:
     css = (STATIC / "explorers.css").read_text("utf-8")
     hues = re.findall(r'\[data-format="(\w+)"\] \{ --mp-hue: var\(--mp-([\w-]+), (#\w+)\)', css)
-    assert len(hues) == 4
+    assert len(hues) == 5
     for name, variable, colour in hues:
         assert variable == name.replace("_", "-")
         assert colour == COLOURS[name]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
     from mpbook.explorers.memory_explorer import MemoryExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
+    from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LossScaleExplorer",
     "MemoryExplorer",
     "RangeResolutionExplorer",
+    "RooflineExplorer",
     "SumExplorer",
 ]
 
@@ -28,6 +30,7 @@ _MODULES = {
     "LossScaleExplorer": "loss_scale_explorer",
     "MemoryExplorer": "memory_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
+    "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",
 }
 
