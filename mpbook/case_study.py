@@ -281,17 +281,32 @@ def ladder_table(record: Record | None) -> Table:
     return Table(header, rows, caption=record.caption)
 
 
-def memory_table(record: Record | None, *, to: str = "32-true") -> Table:
-    """By batch, how much less memory each precision takes than ``to``."""
+def memory_table(
+    record: Record | None, predicted: Mapping[int, float], *, to: str = "32-true"
+) -> Table:
+    """By batch, how much less memory each precision takes than ``to``.
+
+    Args:
+        record: of ``gpt2_memory``; None leaves the predictions alone.
+        predicted: savings of bf16-mixed by batch, as fractions.
+        to: the precision that the others are compared with.
+    """
+    guess = "bf16-mixed, predicted"
     if record is None:
-        return Table(["precision", f"less than {to}"], [["every precision", NOT_RECORDED]])
+        rows = [[batch, _percent(saving), NOT_RECORDED] for batch, saving in predicted.items()]
+        return Table(["batch", guess, "measured"], rows, caption=f"Less than {to}")
     names = dict.fromkeys(row["case"]["precision"] for row in record.cases)
     by_name = {name: savings(record, name, to=to) for name in names if name != to}
     batches = sorted({batch for found in by_name.values() for batch in found})
     rows = [
-        [batch, *(_percent(found.get(batch)) for found in by_name.values())] for batch in batches
+        [
+            batch,
+            _percent(predicted[batch]) if batch in predicted else "",
+            *(_percent(found.get(batch)) for found in by_name.values()),
+        ]
+        for batch in batches
     ]
-    return Table(["batch", *by_name], rows, caption=f"Less than {to}; {record.caption}")
+    return Table(["batch", guess, *by_name], rows, caption=f"Less than {to}; {record.caption}")
 
 
 def ladder_figure(record: Record) -> Figure:

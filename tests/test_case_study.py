@@ -212,7 +212,8 @@ def test_without_a_record_the_tables_say_so() -> None:
     table = case_study.throughput_table(None, {"tf32": (150.0, 250.0)})
     assert table.rows == [["tf32", "150 to 250", "not recorded yet"]]
     assert case_study.ladder_table(None).rows[0][-1] == "not recorded yet"
-    assert case_study.memory_table(None).rows[0][-1] == "not recorded yet"
+    memory = case_study.memory_table(None, {1: -0.02, 8: 0.2})
+    assert memory.rows == [[1, "-2.0%", "not recorded yet"], [8, "20.0%", "not recorded yet"]]
     assert case_study.quality(None, "bf16-mixed", margin=0.01) == "not recorded yet"
 
 
@@ -288,13 +289,13 @@ def test_where_the_allocator_keeps_no_count_the_categories_are_added_up() -> Non
 
 
 def test_the_memory_table_has_a_row_for_each_batch_and_no_column_for_the_baseline() -> None:
-    table = case_study.memory_table(a_memory_record())
-    assert list(table.header) == ["batch", "bf16-mixed", "16-true"]
+    table = case_study.memory_table(a_memory_record(), {1: 0.01, 4: 0.3, 64: 0.4})
+    assert list(table.header) == ["batch", "bf16-mixed, predicted", "bf16-mixed", "16-true"]
     assert table.rows == [
-        [1, "-10.0%", "60.0%"],
-        [2, "25.0%", "no result"],
-        [4, "no result", "no result"],
-        [8, "no result", "no result"],
+        [1, "1.0%", "-10.0%", "60.0%"],
+        [2, "", "25.0%", "no result"],
+        [4, "30.0%", "no result", "no result"],
+        [8, "", "no result", "no result"],
     ]
     assert table.caption == "Less than 32-true; recorded on A GPU, 2026-11-24"
 
