@@ -1,5 +1,6 @@
 """`mpbook.case_study`: savings as the ratio of two lines, and records read without losing a row."""
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
@@ -368,3 +369,7 @@ def test_it_reads_what_the_recorder_writes() -> None:
     assert case_study.ladder_table(made["optimisation_ladder"]).rows[0][0] == "float32"
     said = case_study.quality(made["bf16_pairs"], "bf16-mixed", margin=0.003)
     assert said == "no verdict: of 1 pairs, which give no interval"
+
+
+def test_the_examples_in_its_documentation_hold() -> None:
+    assert doctest.testmod(case_study).failed == 0

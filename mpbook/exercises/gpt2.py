@@ -144,7 +144,7 @@ EXERCISES = {
             "Positions are looked up and added; they multiply nothing.": _positions_as_product,
         },
         describe=lambda layers, width, vocabulary, context: (
-            f"{layers} layers of width {width}, vocabulary {vocabulary}, context {context},"
+            f"layers={layers}, width={width}, vocabulary={vocabulary}, context={context}"
         ),
     ),
     "batch_for_saving": Exercise(
