@@ -184,36 +184,42 @@ CLAIMS = (
         "[a data sheet](https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html), "
         "with a footnote",
         _h100,
+        "practice/speed",
     ),
     Claim(
         "two-to-four-times-faster",
         "Mixed precision trains 2 to 4 times faster.",
         f"often said; [PyTorch's AMP recipe]({_RECIPE}) says 2-3",
         recorded("gpt2_throughput", _two_to_four_times),
+        "practice/speed",
     ),
     Claim(
         "gpt2-twice-the-tokens",
         "Mixed precision doubles the tokens per second of GPT-2.",
         "often said",
         recorded("gpt2_throughput", _doubles_tokens),
+        "practice/gpt2",
     ),
     Claim(
         "memory-halves",
         "Mixed precision halves the memory of training.",
         f"{MICIKEVICIUS}: nearly",
         recorded("gpt2_memory", _takes_at_most(0.55)),
+        "practice/memory",
     ),
     Claim(
         "gpt2-40-percent-less-memory",
         "Mixed precision trains GPT-2 in 40% less memory.",
         "often said",
         recorded("gpt2_memory", _takes_at_most(0.6)),
+        "practice/gpt2",
     ),
     Claim(
         "twice-the-batch",
         "16 bits let you double the batch.",
         "[fastai's guide](https://docs.fast.ai/callback.fp16.html): in theory",
         recorded("gpt2_memory", twice_the_batch),
+        "practice/memory",
     ),
     Claim(
         "quality-is-kept",

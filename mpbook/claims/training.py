@@ -189,13 +189,14 @@ CLAIMS = (
         "16 bits let you double the size of the model.",
         f"{_FASTAI}: in theory",
         live(_twice_the_model),
-        "recipe/master_weights",
+        "practice/memory",
     ),
     Claim(
         "activations-dominate-memory",
         "Activations take most of the memory of training.",
         "often said",
         live(_activations_dominate),
+        "practice/memory",
     ),
     Claim(
         "master-copy-is-needed",
