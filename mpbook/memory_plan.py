@@ -5,15 +5,7 @@ weights, what an update keeps beside them, and the optimizer's state; gradients 
 backward pass.  What comes and goes within a step grows with the *tokens*: the tensors that autograd
 saves for the backward pass, and on top of them, for a moment, the logits and their gradient.
 
-`saved_tensors` writes down what `mpbook.models.GPT` saves, tensor by tensor, and everything else
-here is a sum over it.  With w the width, s the bytes of a number in the residual stream and c those
-of a number that is computed with, a block saves for each token
-
-    (2 s + 14 c) w    two inputs of LayerNorm; then its two outputs, query, key and value (3 w),
-                      the mixed values, and the input and output of GELU (4 w each)
-
-and a few statistics.  Autocast leaves the residual stream in float32, so it saves 36 w bytes where
-float32 saves 64 w, which is more than half; and it adds a 16-bit cast of every weight matrix.
+`mpbook.saved_tensors` writes down what a GPT saves; everything else here is a sum over it.
 
 Taught in the chapter "Memory".
 """
@@ -21,7 +13,7 @@ Taught in the chapter "Memory".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,13 +22,19 @@ from mpbook.measure import Memory
 from mpbook.models import GPTConfig
 from mpbook.notebook import Table
 from mpbook.precision import Precision, as_precision
+from mpbook.saved_tensors import (
+    DeviceType,
+    SavedTensor,
+    block_tensors,
+    parameter_shapes,
+    saved_tensors,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Optimizer = Literal["adamw", "adam", "momentum", "sgd"]
 UpdateLoop = Literal["for-loop", "foreach", "fused"]
-DeviceType = Literal["cpu", "cuda"]
 
 STATES: dict[str, int] = {"adamw": 2, "adam": 2, "momentum": 1, "sgd": 0}
 """Tensors of optimizer state for each parameter tensor, of its shape."""
@@ -68,118 +66,6 @@ DEVICE_GIGABYTES: dict[str, int] = {
 RESERVE = 0.1
 """Share of a device's memory left free for what no formula here counts: CUDA's context, the
 libraries' workspaces, fragmentation.  A round allowance, not a measurement."""
-
-
-@dataclass(frozen=True)
-class SavedTensor:
-    """One tensor that autograd keeps between the forward and the backward pass.
-
-    ``copies`` says how often a model of this shape has it: once, or once for each block.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    copies: int = 1
-    is_weight_cast: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all copies."""
-        count = self.copies * self.dtype.itemsize
-        for size in self.shape:
-            count *= size
-        return count
-
-
-def parameter_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
-    """The shape of each parameter tensor of a `mpbook.models.GPT`.
-
-    >>> shapes = parameter_shapes(GPT2_SIZES["GPT-2 124M"])
-    >>> sum(torch.Size(shape).numel() for shape in shapes)
-    124439808
-    """
-    w = config.width
-    biases: list[tuple[int, ...]] = [(3 * w,), (w,), (4 * w,), (w,), (w,), (w,)]
-    block = [(w,), (w,), (3 * w, w), (w, w), (4 * w, w), (w, 4 * w)]
-    block += biases if config.bias else []
-    outside = [(config.vocabulary, w), (config.context, w), *[(w,)] * (1 + config.bias)]
-    return [*outside, *block * config.layers]
-
-
-def saved_tensors(
-    config: GPTConfig,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    precision: Precision,
-    checkpointing: bool = False,
-    device: DeviceType = "cpu",
-) -> list[SavedTensor]:
-    """What a `mpbook.models.GPT` and its cross-entropy save for the backward pass.
-
-    Args:
-        config: the shape of the model; its attention is fused.
-        batch_size: sequences that go through it at once.
-        sequence_length: tokens of each.
-        precision: in which; what is mixed saves casts of the weights too.
-        checkpointing: whether each block keeps only its input and computes the rest again.
-        device: LayerNorm's two statistics are float32 on CUDA, and of the dtype of its input on a
-            CPU.  (CUDA's attention also saves the state of its generator, a few bytes.)
-    """
-    tokens, compute = (batch_size, sequence_length), precision.compute_dtype
-    residual = precision.parameter_dtype
-    statistics = torch.float32 if device == "cuda" else residual
-    if checkpointing:
-        blocks = [SavedTensor("input of a block", (*tokens, config.width), residual)]
-    else:
-        blocks = block_tensors(config, tokens, precision, statistics)
-    last = [
-        SavedTensor("input of the last norm", (*tokens, config.width), residual),
-        SavedTensor("statistics of the last norm", (*tokens, 2), statistics),
-        SavedTensor("output of the last norm", (*tokens, config.width), compute),
-        SavedTensor("log-probabilities", (*tokens, config.vocabulary), torch.float32),
-        SavedTensor("tokens and targets", (2, *tokens), torch.int64),
-        SavedTensor("positions", (sequence_length,), torch.int64),
-        SavedTensor("count of targets", (), torch.float32),
-    ]
-    if precision.loss_scale is not None:
-        last.append(SavedTensor("loss scale", (), torch.float32))
-    if precision.is_mixed:
-        shape = (config.vocabulary, config.width)
-        last.append(SavedTensor("cast of the output matrix", shape, compute, is_weight_cast=True))
-    layers = config.layers
-    return [
-        *(replace(tensor, copies=layers) for tensor in blocks),
-        *last,
-    ]
-
-
-def block_tensors(
-    config: GPTConfig,
-    tokens: tuple[int, int],
-    precision: Precision,
-    statistics: torch.dtype,
-) -> list[SavedTensor]:
-    """What one block saves, in the order of its forward pass."""
-    batch, time = tokens
-    w, heads = config.width, config.heads
-    stream, compute = precision.parameter_dtype, precision.compute_dtype
-    logsumexp = (batch, heads, time)
-    saved = [
-        SavedTensor("inputs of both norms", (2, *tokens, w), stream),
-        SavedTensor("statistics of both norms", (2, *tokens, 2), statistics),
-        SavedTensor("outputs of both norms", (2, *tokens, w), compute),
-        SavedTensor("query, key and value", (*tokens, 3 * w), compute),
-        SavedTensor("logsumexp of attention", logsumexp, torch.float32),
-        SavedTensor("mixed values", (*tokens, w), compute),
-        SavedTensor("input of GELU", (*tokens, 4 * w), compute),
-        SavedTensor("output of GELU", (*tokens, 4 * w), compute),
-    ]
-    if precision.is_mixed:
-        casts = SavedTensor("casts of four matrices", (12, w, w), compute)
-        saved.append(replace(casts, is_weight_cast=True))
-    return saved
 
 
 @dataclass(frozen=True)
@@ -317,7 +203,7 @@ def plan_memory(
         update_loop: how torch's optimizer goes through the parameters: one by one, the default on
             a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.
         checkpointing: whether each block computes its activations again in the backward pass.
-        device: where; see `saved_tensors`.
+        device: where; see `mpbook.saved_tensors.saved_tensors`.
 
     Raises:
         ValueError: an argument out of range, or an unknown name.
@@ -435,11 +321,11 @@ CATEGORY_COLOURS: dict[str, str] = {
     "optimizer state": "#6b6b6b",
     "gradients": "#8f8f8f",
     "update, for a moment": "#b3b3b3",
-    "weight casts": "#0072b2",
-    "activations": "#7fb2d6",
-    "backward, for a moment": "#d5e5f1",
+    "weight casts": "#6b3d1e",
+    "activations": "#b88a66",
+    "backward, for a moment": "#ead9cb",
 }
-"""Greys grow with the parameters, blues with the tokens (the casts, with both, are darkest)."""
+"""Greys grow with the parameters, browns come and go in a step; no precision has these colours."""
 
 
 def draw(plans: dict[str, MemoryPlan]) -> Figure:

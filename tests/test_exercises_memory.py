@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mpbook import memory_plan
 from mpbook.exercises import find
 from mpbook.exercises.memory import EXERCISES
 from mpbook.live_memory import LiveMemory
 from mpbook.measure import saved_for_backward
 from mpbook.models import GPTConfig
 from mpbook.precision import PRECISIONS
+from mpbook.saved_tensors import block_tensors
 
 
 def solution(name: str, *arguments: object) -> object:
@@ -25,9 +25,7 @@ def inputs(name: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(("width", "precision"), inputs("block_bytes"))
 def test_a_block_saves_what_the_planner_lists(width: int, precision: str) -> None:
-    saved = memory_plan.block_tensors(
-        GPTConfig(width=width), (1, 1), PRECISIONS[precision], torch.float32
-    )
+    saved = block_tensors(GPTConfig(width=width), (1, 1), PRECISIONS[precision], torch.float32)
     wide = [t.bytes for t in saved if t.shape[-1] % width == 0 and not t.is_weight_cast]
     assert solution("block_bytes", width, precision) == sum(wide)
 

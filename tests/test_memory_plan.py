@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mpbook import memory_plan
 from mpbook.checkpointing import checkpoint_blocks
 from mpbook.data import ByteCorpus
 from mpbook.live_memory import LiveMemory
@@ -19,16 +18,14 @@ from mpbook.memory_plan import (
     DEVICE_GIGABYTES,
     GPT2_SIZES,
     MemoryPlan,
-    SavedTensor,
     draw,
     largest_batch,
-    parameter_shapes,
     plan_memory,
-    saved_tensors,
 )
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
 from mpbook.precision import PRECISIONS, Precision
 from mpbook.runs import cross_entropy
+from mpbook.saved_tensors import SavedTensor, block_tensors, parameter_shapes, saved_tensors
 from mpbook.training import autocast, train
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -212,7 +209,7 @@ def test_the_sizes_of_gpt2_are_what_their_names_say() -> None:
 def test_a_block_saves_64_or_36_or_32_bytes_a_token_and_width() -> None:
     width = SHAPES[0].width
     for name, expected in (("32-true", 64), ("bf16-mixed", 36), ("bf16-true", 32)):
-        saved = memory_plan.block_tensors(SHAPES[0], (3, 16), PRECISIONS[name], torch.float32)
+        saved = block_tensors(SHAPES[0], (3, 16), PRECISIONS[name], torch.float32)
         wide = [t for t in saved if not t.is_weight_cast and t.shape[-1] % width == 0]
         assert sum(t.bytes for t in wide) == 3 * 16 * width * expected
 
@@ -250,7 +247,7 @@ def test_attention_is_planned_as_fused() -> None:
             torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return count()
 
-    block = memory_plan.block_tensors(
+    block = block_tensors(
         GPTConfig(width=32, heads=2), (1, 64), PRECISIONS["32-true"], torch.float32
     )
     names = ("query, key and value", "logsumexp of attention", "mixed values")
