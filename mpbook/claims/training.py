@@ -186,7 +186,7 @@ CLAIMS = (
     ),
     Claim(
         "twice-the-model",
-        "16 bits let you double the size of the model.",
+        "Mixed precision lets you double the size of the model.",
         f"{_FASTAI}: in theory",
         live(_twice_the_model),
         "practice/memory",
