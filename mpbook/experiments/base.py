@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpbook.measure import peak_memory, time_calls
 from mpbook.models import GPT, GPTConfig, parameter_count
 from mpbook.precision import Precision, as_precision
 from mpbook.runs import Settings
@@ -97,6 +98,27 @@ def gpt_trainer(
         trainer = prepare(model, precision, settings, device, compile=compile)
         del model
         yield trainer
+
+
+def timed_steps(
+    step: Callable[[Tensor, Tensor], Any],
+    config: GPTConfig,
+    batch: int,
+    device: torch.device,
+    *,
+    readings: int,
+) -> Results:
+    """Seconds and memory of training steps on random batches, as records keep them."""
+    batches = random_batches(config, batch, device)
+    with peak_memory(device) as peak:
+        spread = time_calls(step, batches, device=device, readings=readings, warm_up=5)
+    return {
+        "seconds": list(spread.readings),
+        "tokens": batch * config.context,
+        "flops_per_token": model_flops_per_token(config),
+        "peak_memory": peak(),
+        "wide": spread.is_wide,
+    }
 
 
 def fresh_compiler() -> None:

@@ -19,11 +19,10 @@ from mpbook.experiments.base import (
     Experiment,
     Results,
     gpt_trainer,
-    model_flops_per_token,
     precision_of,
-    random_batches,
+    timed_steps,
 )
-from mpbook.measure import dense_peak, peak_memory, time_calls
+from mpbook.measure import dense_peak
 from mpbook.models import GPT2_124M, GPTConfig
 from mpbook.precision import Precision
 from mpbook.training import Trainer, training_step
@@ -71,18 +70,9 @@ def _measure(config: Config, case: Case, device: torch.device) -> Results:
     precision = precision_of(case["precision"])
     compiled, fused = "compiled" in case["mode"], device.type == "cuda"
     with gpt_trainer(model, precision, device, compile=compiled, fused=fused) as trainer:
-        batches = random_batches(model, config.batch, device)
         step = plain_step(trainer) if "plain" in case["mode"] else partial(training_step, trainer)
-        with peak_memory(device) as peak:
-            spread = time_calls(step, batches, device=device, readings=config.readings, warm_up=5)
-        return {
-            "seconds": list(spread.readings),
-            "tokens": config.batch * model.context,
-            "flops_per_token": model_flops_per_token(model),
-            "stated_peak": dense_peak(device_name(device), products_in(precision)),
-            "peak_memory": peak(),
-            "wide": spread.is_wide,
-        }
+        timed = timed_steps(step, model, config.batch, device, readings=config.readings)
+    return timed | {"stated_peak": dense_peak(device_name(device), products_in(precision))}
 
 
 def plain_step(trainer: Trainer) -> Callable[[Tensor, Tensor], Tensor]:

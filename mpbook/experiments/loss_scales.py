@@ -6,35 +6,28 @@ from dataclasses import dataclass
 
 import torch
 
-from mpbook.data import Data, standard_library
+from mpbook.data import Data
 from mpbook.experiments.base import Case, Experiment, Results
-from mpbook.experiments.lost_weight_updates import loss_results
-from mpbook.models import GPT, GPTConfig
+from mpbook.experiments.byte_gpt import ByteGPT, loss_results, sizes
+from mpbook.models import GPT
 from mpbook.precision import Precision, as_precision
 from mpbook.probe import Probe
 from mpbook.runs import cross_entropy
-from mpbook.training import train
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(ByteGPT):
     """A GPT on bytes, how long it trains, and the powers of two to scale by."""
 
-    layers: int
-    width: int
-    context: int
-    batch_size: int
-    steps: int
-    megabytes: float | None
     seeds: tuple[int, ...]
     exponents: tuple[int, ...]
 
 
 def _config(device: torch.device) -> Config:
     if device.type != "cuda":
-        return Config(1, 32, 32, 8, 5, 0.5, (0,), (0, 30))
+        return Config(**sizes(device), steps=5, seeds=(0,), exponents=(0, 30))
     exponents = (-16, -12, -8, -4, 0, 4, 8, 12, 16, 20, 24)
-    return Config(4, 256, 256, 32, 150, None, (0, 1, 2), exponents)
+    return Config(**sizes(device), steps=150, seeds=(0, 1, 2), exponents=exponents)
 
 
 def _cases(config: Config, device: torch.device) -> list[Case]:
@@ -44,23 +37,16 @@ def _cases(config: Config, device: torch.device) -> list[Case]:
 
 
 def _measure(config: Config, case: Case, device: torch.device) -> Results:
-    torch.manual_seed(case["seed"])
-    shape = GPTConfig(context=config.context, layers=config.layers, width=config.width)
-    data = standard_library(sequence_length=config.context, megabytes=config.megabytes)
-    model = GPT(shape)
+    model = config.model(case["seed"])
     if case["kind"] == "census":
-        return _census(model.to(device), data.to(device), config)
-    run = train(
+        return _census(model.to(device), config.data().to(device), config)
+    run = config.train(
         model,
-        data,
-        precision=_precision(case["scale"]),
-        steps=config.steps,
-        batch_size=config.batch_size,
+        _precision(case["scale"]),
         learning_rate=2e-3,
         optimizer="adam",
         seed=case["seed"],
         device=device,
-        progress=False,
     )
     return loss_results(run) | {"skipped_steps": run.skipped_steps}
 

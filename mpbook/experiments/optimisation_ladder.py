@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -11,11 +12,9 @@ from mpbook.experiments.base import (
     Experiment,
     Results,
     gpt_trainer,
-    model_flops_per_token,
     precision_of,
-    random_batches,
+    timed_steps,
 )
-from mpbook.measure import peak_memory, time_calls
 from mpbook.models import GPT2_124M, GPTConfig
 from mpbook.training import training_step
 
@@ -67,22 +66,8 @@ def _measure(config: Config, case: Case, device: torch.device) -> Results:
     precision = precision_of(case["precision"])
     options = {"compile": case["compile"], "fused": case["fused"]}
     with gpt_trainer(model, precision, device, **options) as trainer:
-        batches = random_batches(model, batch, device)
-        with peak_memory(device) as peak:
-            spread = time_calls(
-                lambda inputs, targets: training_step(trainer, inputs, targets),
-                batches,
-                device=device,
-                readings=config.readings,
-                warm_up=5,
-            )
-        return {
-            "seconds": list(spread.readings),
-            "tokens": batch * model.context,
-            "flops_per_token": model_flops_per_token(model),
-            "peak_memory": peak(),
-            "wide": spread.is_wide,
-        }
+        step = partial(training_step, trainer)
+        return timed_steps(step, model, batch, device, readings=config.readings)
 
 
 EXPERIMENT = Experiment(
