@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mpbook import __version__, device, recorder
+from mpbook import __version__, device
+from mpbook.evidence import recorder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +98,7 @@ def _bench(chosen: argparse.Namespace) -> int:
 
 
 def _claims(chosen: argparse.Namespace) -> int:
-    from mpbook import claims
+    from mpbook.evidence import claims
 
     print(claims.ledger(*chosen.ids))
     return 0

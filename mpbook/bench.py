@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mpbook.blocks import as_block_format, fake_quantise
+from mpbook.cost.measure import Spread, interleave, ratios
 from mpbook.formats import (
     FloatFormat,
     Overflow,
@@ -32,7 +32,7 @@ from mpbook.formats import (
     encode,
     round_to,
 )
-from mpbook.measure import Spread, interleave, ratios
+from mpbook.formats.blocks import as_block_format, fake_quantise
 from mpbook.notebook import Table
 from mpbook.peers import Round, installed
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpbook.blocks import BlockFormat
 from mpbook.formats import FloatFormat, as_format
+from mpbook.formats.blocks import BlockFormat
 
 Round = Callable[[Tensor], Tensor]
 

@@ -59,7 +59,7 @@ def test_importing_the_package_imports_no_torch() -> None:
         "from mpbook.plots import figure\nfigure()",
         "from mpbook.data import digits\ndigits()",
         "from mpbook.explorers import FloatExplorer\nFloatExplorer()",
-        "from mpbook.paired import t_test_power\nt_test_power(1.0, seeds=8)",
+        "from mpbook.training.paired import t_test_power\nt_test_power(1.0, seeds=8)",
     ],
 )
 def test_a_missing_package_is_an_error_that_says_what_to_install(use: str) -> None:

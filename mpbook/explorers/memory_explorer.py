@@ -1,7 +1,7 @@
 """The memory planner: a GPT, a batch and a precision in, every byte of a training step out.
 
-The formula is `mpbook.memory_plan`'s, written a second time in JavaScript, so that the built page
-answers without a kernel; the tests compare the two.
+The formula is `mpbook.cost.memory_plan`'s, written a second time in JavaScript, so that the built
+page answers without a kernel; the tests compare the two.
 
 Taught in the chapter "Memory".
 """
@@ -14,10 +14,7 @@ from typing import Any, get_args
 
 import traitlets
 
-from mpbook.explorers.base import Checked, Explorer, one_of
-from mpbook.explorers.census import digits, percent
-from mpbook.explorers.modules import STATIC, linked
-from mpbook.memory_plan import (
+from mpbook.cost.memory_plan import (
     DEVICE_GIGABYTES,
     GPT2_SIZES,
     KEPT_BYTES,
@@ -27,6 +24,9 @@ from mpbook.memory_plan import (
     largest_batch,
     plan_memory,
 )
+from mpbook.explorers.base import Checked, Explorer, one_of
+from mpbook.explorers.census import digits, percent
+from mpbook.explorers.modules import STATIC, linked
 from mpbook.models import GPTConfig
 from mpbook.precision import PRECISIONS, Precision, WeightUpdate
 
@@ -157,7 +157,7 @@ class MemoryExplorer(Explorer):
 
     @property
     def plan(self) -> MemoryPlan:
-        """The bytes, by `mpbook.memory_plan.plan_memory`, on a GPU."""
+        """The bytes, by `mpbook.cost.memory_plan.plan_memory`, on a GPU."""
         return plan_memory(self._config, batch_size=self.batch, **self._options)
 
     @property

@@ -16,10 +16,10 @@ from typing import Any
 
 import traitlets
 
+from mpbook.cost.roofline import STATED, Roof, Work, elementwise, gpt_step, matmul
 from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.models import GPTConfig
-from mpbook.roofline import STATED, Roof, Work, elementwise, gpt_step, matmul
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "matrix product": ("m", "k", "n"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from mpbook.explorers.base import Checked, Explorer, format_trait, one_of
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, FloatFormat, Rounding, as_format, round_to
-from mpbook.sums import exact_sum, kahan_sums, overflow_rule, pairwise_sum, running_sums
+from mpbook.formats.sums import exact_sum, kahan_sums, overflow_rule, pairwise_sum, running_sums
 
 Method = Literal["running", "pairwise", "kahan", "float32"]
 Source = Literal["ones", "photograph", "uniform", "zero-mean"]

@@ -1,0 +1,57 @@
+"""What training costs: memory and time, counted, measured and planned.
+
+* `mpbook.cost.measure` times and counts, `mpbook.cost.live_memory` watches a step's memory.
+* `mpbook.cost.memory_plan` says before a run what it will hold, from what
+  `mpbook.cost.saved_tensors` says a block saves; `mpbook.cost.activation_checkpointing` saves less.
+* `mpbook.cost.roofline` says what bounds the speed.
+
+Taught in "Memory" and "Speed".
+"""
+
+from mpbook.cost.activation_checkpointing import Recompute, checkpoint_blocks
+from mpbook.cost.live_memory import LiveMemory
+from mpbook.cost.measure import (
+    Memory,
+    Spread,
+    Stopwatch,
+    count_bytes,
+    count_flops,
+    interleave,
+    peak_memory,
+    ratios,
+    saved_for_backward,
+    state_tensors,
+    time_calls,
+    utilisation,
+)
+from mpbook.cost.memory_plan import MemoryPlan, largest_batch, plan_memory
+from mpbook.cost.roofline import Roof, Work, attainable, gpt_step, measure_roof, ridge_point
+from mpbook.cost.saved_tensors import block_tensors
+
+__all__ = [
+    "LiveMemory",
+    "Memory",
+    "MemoryPlan",
+    "Recompute",
+    "Roof",
+    "Spread",
+    "Stopwatch",
+    "Work",
+    "attainable",
+    "block_tensors",
+    "checkpoint_blocks",
+    "count_bytes",
+    "count_flops",
+    "gpt_step",
+    "interleave",
+    "largest_batch",
+    "measure_roof",
+    "peak_memory",
+    "plan_memory",
+    "ratios",
+    "ridge_point",
+    "saved_for_backward",
+    "state_tensors",
+    "time_calls",
+    "utilisation",
+]

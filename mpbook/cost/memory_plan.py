@@ -1,0 +1,354 @@
+"""Where every byte of a training step goes, computed before it runs.
+
+Training holds two kinds of memory.  What stays from step to step grows with the *parameters*: the
+weights, what an update keeps beside them, and the optimizer's state; gradients join them in each
+backward pass.  What comes and goes within a step grows with the *tokens*: the tensors that autograd
+saves for the backward pass, and on top of them, for a moment, the logits and their gradient.
+
+`mpbook.cost.saved_tensors` writes down what a GPT saves; everything else here is a sum over it.
+
+Taught in the chapter "Memory".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from mpbook.cost.measure import Memory
+from mpbook.cost.saved_tensors import (
+    DeviceType,
+    SavedTensor,
+    block_tensors,
+    parameter_shapes,
+    saved_tensors,
+)
+from mpbook.models import GPTConfig
+from mpbook.notebook import Table
+from mpbook.precision import Precision, as_precision
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Optimizer = Literal["adamw", "adam", "momentum", "sgd"]
+UpdateLoop = Literal["for-loop", "foreach", "fused"]
+
+STATES: dict[str, int] = {"adamw": 2, "adam": 2, "momentum": 1, "sgd": 0}
+"""Tensors of optimizer state for each parameter tensor, of its shape."""
+
+KEPT_BYTES = {"plain": 0, "stochastic_rounding": 0, "kahan_summation": 2, "master_weights": 4}
+"""Bytes a parameter that a weight update keeps beside the weights."""
+
+GPT2_SIZES: dict[str, GPTConfig] = {
+    name: GPTConfig(vocabulary=50257, context=1024, layers=layers, heads=heads, width=width)
+    for name, layers, heads, width in (
+        ("GPT-2 124M", 12, 12, 768),
+        ("GPT-2 355M", 24, 16, 1024),
+        ("GPT-2 774M", 36, 20, 1280),
+        ("GPT-2 1.5B", 48, 25, 1600),
+    )
+}
+"""The four shapes of Radford et al. 2019, named by their numbers of parameters."""
+
+DEVICE_GIGABYTES: dict[str, int] = {
+    "T4 or V100, 16 GB": 16,
+    "RTX 3090 or 4090, 24 GB": 24,
+    "V100, 32 GB": 32,
+    "A100, 40 GB": 40,
+    "A100 or H100, 80 GB": 80,
+    "H200, 141 GB": 141,
+}
+"""Memory as NVIDIA's product pages state it, in units of 10**9 bytes: the cautious reading."""
+
+RESERVE = 0.1
+"""Share of a device's memory left free for what no formula here counts: CUDA's context, the
+libraries' workspaces, fragmentation.  A round allowance, not a measurement."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The bytes of one training step, and the moment at which they are most.
+
+    ``saved`` is what autograd keeps, tensor by tensor.  The temporaries are what comes on top for
+    a moment: two gradients as large as the logits when the backward pass begins; the gradients of
+    the last block's GELU, less what is freed by then; and what the optimizer's step allocates, or
+    the backward pass just before it for the matrix that embedding and output share.
+    """
+
+    parameter_count: int
+    parameters: int
+    master_copies: int
+    gradients: int
+    optimizer_state: int
+    saved: tuple[SavedTensor, ...] = field(repr=False)
+    loss_temporaries: int
+    block_temporaries: int
+    update_temporaries: int
+
+    @property
+    def weight_casts(self) -> int:
+        """Bytes of the 16-bit weights that autocast makes and autograd keeps."""
+        return sum(t.bytes for t in self.saved if t.is_weight_cast)
+
+    @property
+    def activations(self) -> int:
+        """Bytes saved for the backward pass, but for the casts of weights."""
+        return sum(t.bytes for t in self.saved if not t.is_weight_cast)
+
+    @property
+    def memory(self) -> Memory:
+        """The categories that `mpbook.training.train` counts in ``Run.memory``."""
+        return Memory(
+            parameters=self.parameters,
+            master_copies=self.master_copies,
+            gradients=self.gradients,
+            optimizer_state=self.optimizer_state,
+            saved_for_backward=self.weight_casts + self.activations,
+        )
+
+    @property
+    def kept(self) -> int:
+        """Bytes that stay from one step to the next, once the gradients are set to None."""
+        return self.parameters + self.master_copies + self.optimizer_state
+
+    @property
+    def peak_at_loss(self) -> int:
+        """Bytes held when the backward pass begins."""
+        return self.kept + self.memory.saved_for_backward + self.loss_temporaries
+
+    @property
+    def peak_at_block(self) -> int:
+        """Bytes held when the backward pass is at the last block's GELU."""
+        return self.kept + self.memory.saved_for_backward + self.block_temporaries
+
+    @property
+    def peak_at_update(self) -> int:
+        """Bytes held at the end of the backward pass and in the optimizer's step."""
+        return self.kept + self.gradients + self.update_temporaries
+
+    @property
+    def peak(self) -> int:
+        """The largest of the three moments: exact to about 1%, with checkpointing to 7%."""
+        return max(self.peak_at_loss, self.peak_at_block, self.peak_at_update)
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """The categories at the moment of the peak, which sum up to it."""
+        kept = {
+            "parameters": self.parameters,
+            "master copies": self.master_copies,
+            "optimizer state": self.optimizer_state,
+        }
+        if self.peak_at_update == self.peak:
+            now = {"gradients": self.gradients, "update, for a moment": self.update_temporaries}
+            return kept | now
+        beyond = self.peak - self.kept - self.weight_casts - self.activations
+        return kept | {
+            "weight casts": self.weight_casts,
+            "activations": self.activations,
+            "backward, for a moment": beyond,
+        }
+
+    def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
+        """For each of `DEVICE_GIGABYTES`, whether the peak leaves the reserve free.
+
+        Raises:
+            ValueError: a reserve that is no share.
+        """
+        if not 0 <= reserve < 1:
+            raise ValueError(f"reserve={reserve}: expected a share of the memory, 0 to below 1")
+        return {
+            name: self.peak <= (1 - reserve) * gigabytes * 1e9
+            for name, gigabytes in DEVICE_GIGABYTES.items()
+        }
+
+    def table(self) -> Table:
+        """The categories at the peak, in megabytes and in bytes a parameter."""
+        rows = [
+            (name, round(count / 1e6, 1), round(count / self.parameter_count, 2))
+            for name, count in (*self.at_peak.items(), ("together", self.peak))
+            if count
+        ]
+        return Table(["at the peak", "MB", "bytes a parameter"], rows)
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def plan_memory(
+    config: GPTConfig,
+    *,
+    batch_size: int,
+    precision: str | Precision,
+    sequence_length: int | None = None,
+    optimizer: Optimizer = "adamw",
+    update_loop: UpdateLoop = "foreach",
+    checkpointing: bool = False,
+    device: DeviceType = "cpu",
+) -> MemoryPlan:
+    """The memory of training a `mpbook.models.GPT`, in bytes, without running anything.
+
+    Args:
+        config: the shape of the model; its attention is fused.
+        batch_size: sequences in a step that go through the model at once.
+        precision: a `Precision` or the name of one.
+        sequence_length: tokens of each; as many as the context if None.
+        optimizer: ``"momentum"`` is SGD with momentum.
+        update_loop: how torch's optimizer goes through the parameters: one by one, the default on
+            a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.
+        checkpointing: whether each block computes its activations again in the backward pass.
+        device: where; see `mpbook.cost.saved_tensors.saved_tensors`.
+
+    Raises:
+        ValueError: an argument out of range, or an unknown name.
+    """
+    precision = as_precision(precision)
+    time = config.context if sequence_length is None else sequence_length
+    _check(config, batch_size, time, optimizer, update_loop)
+    saved = saved_tensors(
+        config,
+        batch_size=batch_size,
+        sequence_length=time,
+        precision=precision,
+        checkpointing=checkpointing,
+        device=device,
+    )
+    shapes = parameter_shapes(config)
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    count, itemsize = sum(sizes), precision.parameter_dtype.itemsize
+    state = STATES[optimizer] * count * precision.optimizer_state_dtype.itemsize
+    if optimizer in ("adamw", "adam"):
+        state += 4 * len(sizes)  # each tensor has its step count, a float32
+    return MemoryPlan(
+        parameter_count=count,
+        parameters=itemsize * count,
+        master_copies=KEPT_BYTES[precision.weight_update] * count,
+        gradients=itemsize * count,
+        optimizer_state=state,
+        saved=tuple(saved),
+        loss_temporaries=2 * 4 * batch_size * time * config.vocabulary,
+        block_temporaries=_block_temporaries(
+            config, (batch_size, time), precision, checkpointing, device
+        ),
+        update_temporaries=max(
+            2 * itemsize * config.vocabulary * config.width,  # its second gradient, and their sum
+            _update_temporaries(sizes, precision, optimizer, update_loop),
+        ),
+    )
+
+
+def _block_temporaries(
+    config: GPTConfig,
+    tokens: tuple[int, int],
+    precision: Precision,
+    checkpointing: bool,
+    device: DeviceType,
+) -> int:
+    """What the backward pass of the last block's GELU holds beyond what was saved before it."""
+    w, (batch, time) = config.width, tokens
+    compute, residual = precision.compute_dtype.itemsize, precision.parameter_dtype.itemsize
+    freed = 4 * config.vocabulary + (compute + residual) * w  # the loss and the last norm
+    made = residual * w + 4 * compute * w  # gradients of the stream and, net, around the GELU
+    gradients = residual * (config.vocabulary * w + 4 * w * w)  # of the last two matrices
+    if precision.is_mixed:
+        gradients -= compute * config.vocabulary * w  # whose first cast is free again
+    again = 0
+    if checkpointing:
+        statistics = torch.float32 if device == "cuda" else precision.parameter_dtype
+        again = sum(t.bytes for t in block_tensors(config, tokens, precision, statistics))
+        again -= residual * batch * time * w  # its input is there already
+    return batch * time * (made - freed) + gradients + again
+
+
+def _update_temporaries(
+    sizes: Sequence[int], precision: Precision, optimizer: str, update_loop: str
+) -> int:
+    """What the step allocates: Adam's denominators, and float32 copies for a 16-bit weight."""
+    itemsize, count = precision.optimizer_state_dtype.itemsize, sum(sizes)
+    temporaries = 0
+    if optimizer in ("adamw", "adam"):
+        at_once = {"for-loop": 2 * max(sizes), "foreach": count, "fused": 0}
+        temporaries = at_once[update_loop] * itemsize
+    if precision.weight_update != "plain":
+        temporaries += 4 * count  # of the gradients
+        if precision.weight_update != "master_weights":
+            temporaries += 4 * count  # of the weights
+    return temporaries
+
+
+def _check(config: GPTConfig, batch_size: int, time: int, optimizer: str, update_loop: str) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if not 1 <= time <= config.context:
+        raise ValueError(f"sequence_length={time}: expected 1 to the context, {config.context}")
+    if optimizer not in STATES:
+        raise ValueError(f'optimizer="{optimizer}": expected one of {", ".join(STATES)}')
+    if update_loop not in ("for-loop", "foreach", "fused"):
+        raise ValueError(f'update_loop="{update_loop}": expected "for-loop", "foreach" or "fused"')
+
+
+def largest_batch(budget_bytes: float, config: GPTConfig, **options: Any) -> int:
+    """The largest batch whose peak fits into so many bytes, 0 if none does.
+
+    Args:
+        budget_bytes: of the device, or what is left of it.
+        config: the shape of the model.
+        options: as for `plan_memory`, but for the batch.
+    """
+
+    def fits(batch: int) -> bool:
+        return plan_memory(config, batch_size=batch, **options).peak <= budget_bytes
+
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+CATEGORY_COLOURS: dict[str, str] = {
+    "parameters": "#1a1a1a",
+    "master copies": "#3d3d3d",
+    "optimizer state": "#6b6b6b",
+    "gradients": "#8f8f8f",
+    "update, for a moment": "#b3b3b3",
+    "weight casts": "#6b3d1e",
+    "activations": "#b88a66",
+    "backward, for a moment": "#ead9cb",
+}
+"""Greys grow with the parameters, browns come and go in a step; no precision has these colours."""
+
+
+def draw(plans: dict[str, MemoryPlan]) -> Figure:
+    """Stacked bars of several plans at their peaks, as a figure to `mpbook.plots.show`.
+
+    Raises:
+        ValueError: no plan.
+    """
+    if not plans:
+        raise ValueError("plans: none given, expected at least one")
+    from mpbook import plots
+
+    figure, axes = plots.figure(figsize=(5.6, 1.9 + 0.45 * len(plans)))
+    lefts = [0.0] * len(plans)
+    for category, colour in CATEGORY_COLOURS.items():
+        widths = [plan.at_peak.get(category, 0) / 1e6 for plan in plans.values()]
+        if any(widths):
+            options = dict(color=colour, edgecolor="white", label=category)
+            axes.barh(range(len(plans)), widths, left=lefts, **options)
+            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    axes.set_yticks(range(len(plans)), list(plans))
+    axes.invert_yaxis()
+    axes.set(xlabel="MB at the peak")
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

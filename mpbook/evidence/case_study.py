@@ -1,0 +1,338 @@
+"""A claim about a training run, taken apart: memory as a line, speed as two terms, and the records.
+
+"Mixed precision takes so much less memory" cannot be true or false as it stands.  What a step holds
+is a straight line in its tokens: a part for each parameter, whatever the batch, and a part for each
+token.  The saving is the ratio of two such lines, and goes from one end to the other as the batch
+grows.  `MemoryLine` says where it crosses a given saving, or that it never does.
+
+"So much faster" needs a baseline and a machine.  `predicted_tokens_per_second` adds up two times,
+that of the products and that of the memory traffic, only one of which a narrower format shortens
+by much.
+
+The rest reads the records of GPT-2 (`mpbook.evidence.experiments`): what ran out of memory stays a
+row, what spread widely is marked, and where there is no record it says so.  Taught in "GPT-2: a
+famous claim on trial".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpbook.cost.measure import Spread, utilisation
+from mpbook.evidence.records import Record
+from mpbook.notebook import Table
+from mpbook.training.paired import PairedDifference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXPERIMENTS = ("gpt2_memory", "gpt2_throughput", "optimisation_ladder", "bf16_pairs")
+"""The experiments that this reads, by name."""
+
+NOT_RECORDED = "not recorded yet"
+
+# --- Memory: a line ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryLine:
+    """Bytes that a training step holds: ``fixed``, and ``per_token`` for each of its tokens."""
+
+    fixed: float
+    per_token: float
+
+    @classmethod
+    def through(cls, first: tuple[int, float], second: tuple[int, float]) -> MemoryLine:
+        """The line through two measurements, each of tokens and bytes.
+
+        Raises:
+            ValueError: both of the same number of tokens.
+
+        >>> MemoryLine.through((10, 300), (30, 500))
+        MemoryLine(fixed=200.0, per_token=10.0)
+        """
+        (x, low), (y, high) = first, second
+        if x == y:
+            raise ValueError(f"second: {y} tokens like the first; a line needs two points")
+        per_token = (high - low) / (y - x)
+        return cls(fixed=low - per_token * x, per_token=per_token)
+
+    def at(self, tokens: float) -> float:
+        """Bytes of a step of so many tokens."""
+        return self.fixed + self.per_token * tokens
+
+    def saving(self, *, to: MemoryLine, tokens: float) -> float:
+        """How much less than the other line this one takes, as a fraction of the other."""
+        return 1 - self.at(tokens) / to.at(tokens)
+
+    def saving_limit(self, *, to: MemoryLine) -> float:
+        """The saving that an ever larger batch approaches."""
+        return 1 - self.per_token / to.per_token
+
+    def tokens_for(self, saving: float, *, to: MemoryLine) -> float | None:
+        """The fewest tokens from which on the saving is reached; None if no batch reaches it.
+
+        Raises:
+            ValueError: a saving of 1 or more, or a line that saves less the larger the batch.
+        """
+        if not saving < 1:
+            raise ValueError(f"saving={saving}: expected less than 1, 0.4 for 40%")
+        missing = self.fixed - (1 - saving) * to.fixed
+        gained = (1 - saving) * to.per_token - self.per_token
+        if self.saving_limit(to=to) < self.saving(to=to, tokens=0):
+            raise ValueError("to: the saving falls as the batch grows, so it has no first batch")
+        if missing <= 0:
+            return 0.0
+        return missing / gained if gained > 0 else None
+
+
+# --- Speed: two terms --------------------------------------------------------------------------
+
+
+def predicted_tokens_per_second(
+    flops: float,
+    traffic: float,
+    *,
+    peak: float,
+    bandwidth: float,
+    reached: float = 0.8,
+) -> float:
+    """Tokens a second if products and memory traffic take turns.
+
+    Args:
+        flops: operations for each token.
+        traffic: bytes that are read and written for each token, outside the products.
+        peak: operations a second that the maker states for products in this format, dense.
+        bandwidth: bytes a second of the memory.
+        reached: the share of the peak that products reach.
+
+    Raises:
+        ValueError: a share that is not above 0 and at most 1.
+
+    >>> predicted_tokens_per_second(8.0, 3.0, peak=10.0, bandwidth=1.0)
+    0.25
+    """
+    if not 0 < reached <= 1:
+        raise ValueError(f"reached={reached}: expected a share above 0 and at most 1")
+    return 1 / (flops / (reached * peak) + traffic / bandwidth)
+
+
+# --- What was recorded -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One case of a record that counts tokens: its rate, or why there is none.
+
+    ``mfu`` is the share of the stated dense peak, None where no peak is known; ``peak_memory`` is
+    in bytes, None where nothing counts it.
+    """
+
+    case: Mapping[str, Any]
+    status: str
+    tokens_per_second: Spread | None = None
+    mfu: float | None = None
+    peak_memory: int | None = None
+
+    @property
+    def remark(self) -> str:
+        """What a table has to say beside the number: a wide spread, or the status."""
+        if self.tokens_per_second is None:
+            return self.status
+        return "wide spread" if self.tokens_per_second.is_wide else ""
+
+
+def throughputs(record: Record) -> list[Throughput]:
+    """Every case of a record of throughput, those without results included."""
+    return [_throughput(row) for row in record.cases]
+
+
+def _throughput(row: Mapping[str, Any]) -> Throughput:
+    case, status, results = row["case"], row["status"], row["results"]
+    if status != "measured":
+        return Throughput(case, status)
+    rate = Spread(tuple(results["tokens"] / seconds for seconds in results["seconds"]))
+    peak = results.get("stated_peak")
+    mfu = utilisation(results["flops_per_token"] * rate.median, 1.0, peak) if peak else None
+    return Throughput(case, status, rate, mfu, results["peak_memory"])
+
+
+def speedup(record: Record | None, precision: str, *, to: str, **same: Any) -> float | None:
+    """How many times the tokens a second of another precision, in cases that share the rest.
+
+    Args:
+        record: of ``gpt2_throughput``, or None.
+        precision: whose rate is divided.
+        to: whose rate divides it.
+        **same: mode and vocabulary of both cases.
+
+    Returns:
+        The ratio of the medians; None without a record, or if either case has no results.
+    """
+    if record is None:
+        return None
+    try:
+        fast, slow = (record.results(precision=p, **same)["seconds"] for p in (precision, to))
+    except LookupError:
+        return None
+    return Spread(tuple(slow)).median / Spread(tuple(fast)).median
+
+
+def savings(record: Record, precision: str, *, to: str = "32-true") -> dict[int, float | None]:
+    """By batch, how much less memory a precision takes; None where either has no result.
+
+    It is the device's own count at its peak where there is one, else the sum of the categories.
+    """
+    held = {(row["case"]["precision"], row["case"]["batch"]): _held(row) for row in record.cases}
+    batches = sorted({batch for name, batch in held if name == precision})
+    return {b: _saving(held[precision, b], held.get((to, b))) for b in batches}
+
+
+def _held(row: Mapping[str, Any]) -> int | None:
+    if row["status"] != "measured":
+        return None
+    results = row["results"]
+    return sum(results["memory"].values()) if results["peak"] is None else int(results["peak"])
+
+
+def _saving(bytes_here: int | None, bytes_there: int | None) -> float | None:
+    return None if bytes_here is None or bytes_there is None else 1 - bytes_here / bytes_there
+
+
+def quality(record: Record | None, precision: str, *, margin: float, to: str = "32-true") -> str:
+    """What the pairs of a record say of a precision's validation loss, as one sentence.
+
+    Args:
+        record: of ``bf16_pairs``, or None.
+        precision: what is compared.
+        margin: the largest relative difference that does not matter: 0.003 for 0.3%.
+        to: what it is compared with.
+    """
+    if record is None:
+        return NOT_RECORDED
+    here, there = (_by_seed(record, name) for name in (precision, to))
+    pairs = [(here[seed], there.get(seed)) for seed in here]
+    whole = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len(whole) < len(pairs):
+        return f"no verdict: {len(pairs) - len(whole)} of {len(pairs)} pairs are incomplete"
+    if len(whole) < 2:
+        return f"no verdict: of {len(whole)} pairs, which give no interval"
+    values, base = zip(*whole, strict=True)
+    found = PairedDifference(name=precision, baseline=to, values=values, baseline_values=base)
+    return found.verdict(margin=margin)
+
+
+def _by_seed(record: Record, precision: str) -> dict[int, float | None]:
+    """The validation loss of each seed; None where it diverged or was not measured."""
+    return {
+        row["case"]["seed"]: row["results"].get("validation_loss")
+        for row in record.cases
+        if row["case"]["precision"] == precision
+    }
+
+
+# --- Tables and a figure -----------------------------------------------------------------------
+
+
+def throughput_table(record: Record | None, predicted: Mapping[str, tuple[float, float]]) -> Table:
+    """Tokens a second of each case, beside what was predicted for its precision.
+
+    Args:
+        record: of ``gpt2_throughput``; None leaves the predictions alone.
+        predicted: tokens a second by precision, lowest and highest.
+    """
+    ranges = {name: f"{low:,.0f} to {high:,.0f}" for name, (low, high) in predicted.items()}
+    if record is None:
+        rows = [[name, text, NOT_RECORDED] for name, text in ranges.items()]
+        return Table(["precision", "predicted tokens/s", "measured"], rows)
+    header = ["precision", "mode", "vocabulary", "predicted", "tokens/s", "MFU", "peak GiB", ""]
+    rows = [
+        [
+            found.case["precision"],
+            found.case["mode"],
+            found.case["vocabulary"],
+            ranges.get(found.case["precision"], ""),
+            *_cells(found),
+        ]
+        for found in throughputs(record)
+    ]
+    return Table(header, rows, caption=record.caption)
+
+
+def ladder_table(record: Record | None) -> Table:
+    """Tokens a second of each rung of ``optimisation_ladder``, and against the first that ran."""
+    if record is None:
+        return Table(["rung", "tokens/s"], [["every rung", NOT_RECORDED]])
+    found = throughputs(record)
+    base = next((t.tokens_per_second for t in found if t.tokens_per_second), None)
+    rows = []
+    for rung in found:
+        rate, _, memory, remark = _cells(rung)
+        times = (
+            ""
+            if rung.tokens_per_second is None or base is None
+            else (f"{rung.tokens_per_second.median / base.median:.1f}")
+        )
+        rows.append([rung.case["rung"], rate, times, memory, remark])
+    header = ["rung", "tokens/s", "times the first", "peak GiB", ""]
+    return Table(header, rows, caption=record.caption)
+
+
+def memory_table(
+    record: Record | None, predicted: Mapping[int, float], *, to: str = "32-true"
+) -> Table:
+    """By batch, how much less memory each precision takes than ``to``.
+
+    Args:
+        record: of ``gpt2_memory``; None leaves the predictions alone.
+        predicted: savings of bf16-mixed by batch, as fractions.
+        to: the precision that the others are compared with.
+    """
+    guess = "bf16-mixed, predicted"
+    if record is None:
+        rows = [[batch, _percent(saving), NOT_RECORDED] for batch, saving in predicted.items()]
+        return Table(["batch", guess, "measured"], rows, caption=f"Less than {to}")
+    names = dict.fromkeys(row["case"]["precision"] for row in record.cases)
+    by_name = {name: savings(record, name, to=to) for name in names if name != to}
+    batches = sorted({batch for found in by_name.values() for batch in found})
+    rows = [
+        [
+            batch,
+            _percent(predicted[batch]) if batch in predicted else "",
+            *(_percent(found.get(batch)) for found in by_name.values()),
+        ]
+        for batch in batches
+    ]
+    return Table(["batch", guess, *by_name], rows, caption=f"Less than {to}; {record.caption}")
+
+
+def ladder_figure(record: Record) -> Figure:
+    """One bar for each rung that ran, from its lowest to its highest reading, to `plots.show`."""
+    from mpbook import plots
+
+    rungs = [t for t in throughputs(record) if t.tokens_per_second is not None]
+    figure, axes = plots.figure(figsize=(6.4, 0.5 + 0.42 * len(rungs)))
+    for row, rung in enumerate(rungs):
+        rate = rung.tokens_per_second or Spread((math.nan,))
+        colour = plots.COLOURS[rung.case["precision"]]
+        axes.barh(row, rate.median, color=colour)
+        axes.plot([rate.low, rate.high], [row, row], color="black", linewidth=1.5)
+    axes.set(yticks=range(len(rungs)), yticklabels=[rung.case["rung"] for rung in rungs])
+    axes.set(title=f"Tokens a second, {record.caption}", ylim=(len(rungs) - 0.5, -0.5))
+    return figure
+
+
+def _cells(found: Throughput) -> tuple[str, str, str, str]:
+    """Rate, MFU, memory and remark, as a table shows them."""
+    if found.tokens_per_second is None:
+        return "", "", "", found.remark
+    memory = "" if found.peak_memory is None else f"{found.peak_memory / 2**30:.1f}"
+    mfu = "" if found.mfu is None else f"{found.mfu:.1%}"
+    return f"{found.tokens_per_second.median:,.0f}", mfu, memory, found.remark
+
+
+def _percent(saving: float | None) -> str:
+    return "no result" if saving is None else f"{saving:.1%}"

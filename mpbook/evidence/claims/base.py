@@ -1,0 +1,169 @@
+"""What a claim is, what decides it, and how the decisions are shown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Literal
+
+import torch
+
+from mpbook import device as devices
+from mpbook.evidence import records
+from mpbook.evidence.records import Record
+
+Kind = Literal["holds", "holds when ...", "false", "not recorded yet"]
+NOT_RECORDED: Kind = "not recorded yet"
+Finding = tuple[Kind, str]
+"""A kind, and one sentence that says why, with the numbers."""
+
+MICIKEVICIUS = "[Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740)"
+"""The source of several claims."""
+
+EXACT = "live, exact"
+"""The evidence of what comes out the same on every device."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    ``why`` is one sentence with the numbers behind ``kind``.  ``evidence`` is ``"live, exact"``
+    where every device gives the same, ``"live, "`` and a device where it was measured just now, or
+    the caption of a record.
+    """
+
+    kind: Kind
+    why: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What claims are decided by: a device to run on, and where records are found."""
+
+    device: torch.device = field(default_factory=devices.pick)
+    find: Callable[[str], Record | None] = records.find
+
+
+Decide = Callable[[Evidence], Verdict]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that people say.
+
+    ``source`` is who says it, in Markdown; ``chapter`` is the page that works it out, as a path
+    below ``book/`` without its ending, or empty.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    decide: Decide
+    chapter: str = ""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Claims with their verdicts: a table in a terminal, and one with links in a notebook."""
+
+    rows: tuple[tuple[Claim, Verdict], ...]
+
+    def __iter__(self) -> Iterator[tuple[Claim, Verdict]]:
+        return iter(self.rows)
+
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each verdict, by the claim's id."""
+        return {claim.id: verdict.kind for claim, verdict in self}
+
+    def __repr__(self) -> str:
+        rows = [(f"{c.sentence} [{c.id}]", v.kind, v.why, v.evidence) for c, v in self]
+        rule = tuple("-" * width for width in _WIDTHS)
+        return "\n".join([_lines(_HEADER), _lines(rule), *(_lines(row) + "\n" for row in rows)])
+
+    def _repr_markdown_(self) -> str:
+        head = [_cells(_HEADER), _cells(("---",) * len(_HEADER))]
+        return "\n".join([*head, *(_row(claim, verdict) for claim, verdict in self)])
+
+
+_HEADER = ("Claim", "Verdict", "Why", "Evidence")
+_WIDTHS = (40, 16, 44, 16)
+
+
+def _lines(row: Sequence[str]) -> str:
+    """A row of text whose cells are wrapped, each to the width of its column."""
+    wrapped = (
+        textwrap.wrap(cell, width, break_on_hyphens=False)
+        for cell, width in zip(row, _WIDTHS, strict=True)
+    )
+    return "\n".join(
+        "  ".join(part.ljust(width) for part, width in zip(line, _WIDTHS, strict=True)).rstrip()
+        for line in zip_longest(*wrapped, fillvalue="")
+    )
+
+
+def _row(claim: Claim, verdict: Verdict) -> str:
+    """One row of Markdown; the links are relative to the page of claims."""
+    said = f"{claim.sentence} ({claim.source})"
+    page, title = f"../{claim.chapter}.ipynb", claim.chapter.rpartition("/")[2].replace("_", " ")
+    worked = f" See [{title}]({page})." if claim.chapter else ""
+    return _cells((said, f"**{verdict.kind}**", verdict.why + worked, verdict.evidence))
+
+
+def _cells(row: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
+
+
+# --- Ways to decide -----------------------------------------------------------------------------
+
+
+def exactly(find_out: Callable[[], Finding]) -> Decide:
+    """Decide by a computation that gives the same bits on every device."""
+
+    def decide(evidence: Evidence) -> Verdict:
+        return Verdict(*find_out(), EXACT)
+
+    return decide
+
+
+def live(find_out: Callable[[torch.device], Finding]) -> Decide:
+    """Decide by running something on the device at hand."""
+
+    def decide(evidence: Evidence) -> Verdict:
+        return Verdict(*find_out(evidence.device), f"live, {devices.name(evidence.device)}")
+
+    return decide
+
+
+def recorded(experiment: str, find_out: Callable[[Record], Finding]) -> Decide:
+    """Decide by a record of a GPU; without it, or without the cases needed, say so."""
+
+    def decide(evidence: Evidence) -> Verdict:
+        record = evidence.find(experiment)
+        if record is None:
+            return Verdict(NOT_RECORDED, f"It takes a record of {experiment} on a GPU.", "none")
+        try:
+            return Verdict(*find_out(record), record.caption)
+        except LookupError as missing:
+            return Verdict(NOT_RECORDED, f"The record lacks what it takes: {missing}.", "none")
+
+    return decide
+
+
+def by_share(held: Sequence[bool]) -> Kind:
+    """The kind of a claim that was tried in several cases: in all, in some, in none.
+
+    Raises:
+        LookupError: it was tried in none.
+
+    >>> by_share([True, True]), by_share([False, True]), by_share([False])
+    ('holds', 'holds when ...', 'false')
+    """
+    if not held:
+        raise LookupError("no two cases to compare")
+    if all(held):
+        return "holds"
+    return "holds when ..." if any(held) else "false"

@@ -1,0 +1,143 @@
+"""Claims about numbers alone: a few additions decide them, the same on every device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mpbook.evidence.claims.base import Claim, Finding, by_share, exactly
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=torch.float64).to(dtype).item()
+
+
+def _underflow() -> Finding:
+    survivors = [e for e in range(-40, -13) if _rounded(2.0**e, torch.float16) > 0]
+    smallest = 2.0 ** min(survivors)
+    normal = torch.finfo(torch.float16).tiny
+    why = (
+        f"{normal:.1e} is the smallest normal number; below it the digits dwindle, and "
+        f"{smallest:.2e} is the smallest number that is not 0."
+    )
+    return ("holds" if smallest >= 6e-5 else "false"), why
+
+
+def _small_updates() -> Finding:
+    weights = torch.tensor([2.0**e for e in range(-20, 4)], dtype=torch.float16)
+    vanishes = (weights + torch.tensor(1e-7, dtype=torch.float16)) == weights
+    moved = weights[~vanishes].max().item() if not vanishes.all() else 0.0
+    why = (
+        f"1e-7 is not 0 in float16: it moves weights of up to {moved:.1e}, and vanishes in larger "
+        "ones, of which it is less than half an ulp."
+    )
+    return by_share(vanishes.tolist()), why
+
+
+def _eps() -> Finding:
+    parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+    adam = torch.optim.AdamW([parameter])
+    eps = adam.defaults["eps"]
+    parameter.grad = torch.zeros_like(parameter)
+    adam.step()
+    stored, weight = _rounded(eps, torch.float16), parameter.item()
+    why = (
+        f"{eps:g} rounds to {stored:g}, and after one step with a gradient of 0 a float16 weight "
+        f"is {weight:g}."
+    )
+    return by_share([stored == 0, math.isnan(weight)]), why
+
+
+def _second_moment() -> Finding:
+    # One binade is enough: in the next everything is twice as large.
+    moments = 1 + torch.arange(128, dtype=torch.float32) / 128
+    frozen = {}
+    for beta2 in (0.999, 0.95):
+        decayed = (moments.bfloat16() * beta2).float()
+        frozen[beta2] = int((decayed == moments).sum())
+    why = (
+        f"v x 0.999 rounds back to v for {frozen[0.999]} of 128 mantissas; with beta2 = 0.95 for "
+        f"{frozen[0.95]}."
+    )
+    return by_share([frozen[0.999] == 128]), why
+
+
+def _weight_of_one() -> Finding:
+    ends = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+        adam = torch.optim.AdamW([weight], lr=6e-4, weight_decay=0.0)
+        for _ in range(100):
+            weight.grad = torch.ones_like(weight)
+            adam.step()
+        ends[dtype] = weight.item()
+    why = (
+        f"After 100 steps down it is {ends[torch.bfloat16]:g}; a float32 weight is at "
+        f"{ends[torch.float32]:.2f}. The neighbour below 1 is 2^-8 away, and a step is less than "
+        "half of that."
+    )
+    return by_share([ends[torch.bfloat16] == 1.0 != ends[torch.float32]]), why
+
+
+def _sum_stops() -> Finding:
+    ones = torch.ones(1000, dtype=torch.bfloat16)
+    running = torch.zeros((), dtype=torch.bfloat16)
+    for one in ones:
+        running = running + one
+    summed = ones.sum().item()
+    why = (
+        f"A running sum of 1000 ones ends at {running.item():g}; torch.sum, which adds up in "
+        f"float32, gives {summed:g}."
+    )
+    return by_share([running.item() == 256, summed == 256]), why
+
+
+_FORMATS, _ROUNDING = "numbers/precision_formats", "numbers/rounding_and_sums"
+_MASTER = "recipe/master_weights"
+
+CLAIMS = (
+    Claim(
+        "fp16-underflows-below-6e-5",
+        "float16 underflows below 6e-5.",
+        "often said",
+        exactly(_underflow),
+        _FORMATS,
+    ),
+    Claim(
+        "updates-of-1e-7-vanish",
+        "Updates of 1e-7 vanish in float16.",
+        "often said",
+        exactly(_small_updates),
+        _MASTER,
+    ),
+    Claim(
+        "adam-eps-is-0-in-fp16",
+        "Adam's eps, 1e-8, is 0 in float16, and a gradient of 0 makes NaN.",
+        "[optax#1754](https://github.com/google-deepmind/optax/issues/1754)",
+        exactly(_eps),
+        _FORMATS,
+    ),
+    Claim(
+        "beta2-is-frozen-in-bf16",
+        "With beta2 = 0.999 a bfloat16 second moment never decays.",
+        "rarely said",
+        exactly(_second_moment),
+        _MASTER,
+    ),
+    Claim(
+        "bf16-weight-of-1-is-stuck",
+        "A bfloat16 weight of 1.0 does not move under AdamW at lr 6e-4.",
+        "[HF's handbook](https://github.com/huggingface/llm_training_handbook/tree/main/dtype): "
+        "a tiny addition is often nullified",
+        exactly(_weight_of_one),
+        _MASTER,
+    ),
+    Claim(
+        "bf16-sums-stop-at-256",
+        "A sum of ones in bfloat16 stops at 256.",
+        "often said",
+        exactly(_sum_stops),
+        _ROUNDING,
+    ),
+)

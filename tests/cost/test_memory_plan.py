@@ -1,0 +1,385 @@
+"""`mpbook.cost.memory_plan`: bytes of a formula against bytes counted in real training steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mpbook.cost.activation_checkpointing import checkpoint_blocks
+from mpbook.cost.live_memory import LiveMemory
+from mpbook.cost.measure import Memory, count_bytes, saved_for_backward, state_tensors
+from mpbook.cost.memory_plan import (
+    DEVICE_GIGABYTES,
+    GPT2_SIZES,
+    MemoryPlan,
+    draw,
+    largest_batch,
+    plan_memory,
+)
+from mpbook.cost.saved_tensors import SavedTensor, block_tensors, parameter_shapes, saved_tensors
+from mpbook.data import ByteCorpus
+from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
+from mpbook.precision import PRECISIONS, Precision
+from mpbook.precision import autocast
+from mpbook.training import train
+from mpbook.training.runs import cross_entropy
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+SHAPES = (
+    GPTConfig(vocabulary=101, context=16, layers=2, heads=2, width=24),
+    GPTConfig(vocabulary=300, context=9, layers=1, heads=4, width=32, bias=False),
+    GPTConfig(vocabulary=2080, context=32, layers=3, heads=1, width=32),
+)
+BF16 = dict(parameter_dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
+CURED = tuple(
+    Precision(name, weight_update=name, **BF16)  # type: ignore[arg-type]
+    for name in ("master_weights", "kahan_summation", "stochastic_rounding")
+)
+WAYS = (*PRECISIONS.values(), *CURED)
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": dict(optimizer="adamw"),
+    "adam": dict(optimizer="adam"),
+    "momentum": dict(optimizer="sgd", momentum=0.9),
+    "sgd": dict(optimizer="sgd"),
+}
+SMALL = dict(batch_size=3, precision="bf16-mixed")
+
+
+def corpus(config: GPTConfig) -> ByteCorpus:
+    text = torch.randint(0, 100, (4000,), generator=torch.Generator().manual_seed(0))
+    return ByteCorpus(text, config.context, name="random")
+
+
+def counted(config: GPTConfig, precision: Precision, device: str, **options: Any) -> Memory:
+    """What `train` counts; enough steps that one is not skipped."""
+    torch.manual_seed(0)
+    options = dict(batch_size=3, learning_rate=1e-4, progress=False) | options
+    model, data = GPT(config), corpus(config)
+    return train(model, data, precision=precision, steps=6, device=device, **options).memory  # type: ignore[arg-type]
+
+
+def tolerance(device: str) -> float:
+    return 0 if device == "cpu" else 0.02  # CUDA's attention pads, and saves a generator's state
+
+
+# --- The formula against real steps ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", WAYS, ids=lambda precision: precision.name)
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+@pytest.mark.filterwarnings("ignore:.*a CPU has no TF32")
+def test_every_category_is_what_training_counts(
+    config: GPTConfig, precision: Precision, device: str
+) -> None:
+    plan = plan_memory(config, batch_size=3, precision=precision, device=device)  # type: ignore[arg-type]
+    found = counted(config, precision, device)
+    assert vars(plan.memory) == pytest.approx(vars(found), rel=tolerance(device), abs=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["32-true", "bf16-true"])
+def test_the_state_of_every_optimizer(name: str, optimizer: Any) -> None:
+    found = counted(SHAPES[0], PRECISIONS[name], "cpu", **OPTIMIZERS[optimizer])
+    plan = plan_memory(SHAPES[0], batch_size=3, precision=name, optimizer=optimizer)
+    assert plan.memory == found
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("time", [1, 7, 16])
+def test_batch_and_sequence_length(batch: int, time: int) -> None:
+    config, precision = SHAPES[0], PRECISIONS["bf16-mixed"]
+    plan = plan_memory(config, batch_size=batch, sequence_length=time, precision=precision)
+    found, _ = one_step(config, precision, batch=batch, time=time)
+    assert plan.memory.saved_for_backward == found
+
+
+@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_checkpointing_saves_the_inputs_of_blocks(config: GPTConfig, name: str) -> None:
+    plan = plan_memory(config, batch_size=3, precision=name, checkpointing=True)
+    found, _ = one_step(config, PRECISIONS[name], checkpointing=True)
+    assert plan.memory.saved_for_backward == found
+
+
+def one_step(
+    config: GPTConfig,
+    precision: Precision,
+    *,
+    batch: int = 3,
+    time: int | None = None,
+    checkpointing: bool = False,
+    **options: Any,
+) -> tuple[int, LiveMemory]:
+    """Bytes saved in the first step, and the second step as it was watched."""
+    torch.manual_seed(0)
+    model = GPT(config).to(precision.parameter_dtype)
+    model = checkpoint_blocks(model) if checkpointing else model  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **options)
+    x, y = torch.randint(0, config.vocabulary, (2, batch, time or config.context))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(precision, x.device):
+            logits = model(x)
+        loss = cross_entropy(logits.float(), y)
+        del logits
+        loss.backward()
+        optimizer.step()
+
+    with saved_for_backward(model) as saved:
+        step()
+    optimizer.zero_grad()
+    with LiveMemory() as live:
+        step()
+    return saved(), live
+
+
+PEAKS = [(1, "foreach"), (8, "foreach"), (1, "for-loop"), (1, "fused")]
+LOOPS: dict[str, dict[str, Any]] = {
+    "for-loop": dict(foreach=False),
+    "foreach": dict(foreach=True),
+    "fused": dict(fused=True),
+}
+
+
+@pytest.mark.parametrize(("batch", "loop"), PEAKS)
+@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_the_peak_is_the_one_that_is_watched(
+    config: GPTConfig, name: str, batch: int, loop: Any
+) -> None:
+    plan = plan_memory(config, batch_size=batch, precision=name, update_loop=loop)
+    _, live = one_step(config, PRECISIONS[name], batch=batch, **LOOPS[loop])
+    assert live.peak == pytest.approx(plan.peak - plan.kept, rel=0.015)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_the_peak_with_checkpointing(config: GPTConfig, name: str, batch: int) -> None:
+    plan = plan_memory(config, batch_size=batch, precision=name, checkpointing=True)
+    _, live = one_step(config, PRECISIONS[name], batch=batch, checkpointing=True, foreach=True)
+    assert live.peak == pytest.approx(plan.peak - plan.kept, rel=0.07)
+
+
+def test_a_cure_allocates_float32_copies_in_the_update() -> None:
+    plans = {p.name: plan_memory(SHAPES[0], batch_size=1, precision=p) for p in WAYS}
+    count = plans["bf16-true"].parameter_count
+    beyond = {
+        name: plans[name].update_temporaries - 4 * count  # Adam's denominators
+        for name in ("master_weights", "kahan_summation", "stochastic_rounding")
+    }
+    assert beyond == {
+        "master_weights": 4 * count,
+        "kahan_summation": 8 * count,
+        "stochastic_rounding": 8 * count,
+    }
+
+
+# --- Parameters --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_parameter_shapes_are_the_models(config: GPTConfig) -> None:
+    shapes = sorted(tuple(p.shape) for p in GPT(config).parameters())
+    assert sorted(parameter_shapes(config)) == shapes
+
+
+def test_the_sizes_of_gpt2_are_what_their_names_say() -> None:
+    assert GPT2_SIZES["GPT-2 124M"] == GPT2_124M
+    millions = {
+        name: round(sum(map(math.prod, parameter_shapes(config))) / 1e6)
+        for name, config in GPT2_SIZES.items()
+    }
+    assert millions == {
+        "GPT-2 124M": 124, "GPT-2 355M": 355, "GPT-2 774M": 774, "GPT-2 1.5B": 1558
+    }  # fmt: skip
+    with torch.device("meta"):
+        assert parameter_count(GPT(GPT2_124M)) == 124_439_808
+
+
+# --- What is saved -----------------------------------------------------------------------------
+
+
+def test_a_block_saves_64_or_36_or_32_bytes_a_token_and_width() -> None:
+    width = SHAPES[0].width
+    for name, expected in (("32-true", 64), ("bf16-mixed", 36), ("bf16-true", 32)):
+        saved = block_tensors(SHAPES[0], (3, 16), PRECISIONS[name], torch.float32)
+        wide = [t for t in saved if not t.is_weight_cast and t.shape[-1] % width == 0]
+        assert sum(t.bytes for t in wide) == 3 * 16 * width * expected
+
+
+def test_statistics_are_float32_on_cuda() -> None:
+    options = dict(batch_size=2, sequence_length=4, precision=PRECISIONS["bf16-true"])
+    here, there = (
+        [t for t in saved_tensors(SHAPES[0], device=d, **options) if "statistics" in t.name]  # type: ignore[arg-type]
+        for d in ("cpu", "cuda")
+    )
+    assert {t.dtype for t in here} == {torch.bfloat16}
+    assert {t.dtype for t in there} == {torch.float32}
+    assert sum(t.bytes for t in there) == 2 * sum(t.bytes for t in here)
+
+
+def test_only_mixed_precision_casts_weights() -> None:
+    shapes = [s for s in parameter_shapes(SHAPES[1]) if len(s) == 2 and s[0] != SHAPES[1].context]
+    matrices = sum(map(math.prod, shapes))
+    plans = {name: plan_memory(SHAPES[1], batch_size=3, precision=name) for name in PRECISIONS}
+    casts = {name: plan.weight_casts for name, plan in plans.items()}
+    mixed = {"16-mixed": 2 * matrices, "bf16-mixed": 2 * matrices}
+    assert casts == dict.fromkeys(PRECISIONS, 0) | mixed
+
+
+def test_bytes_of_a_saved_tensor() -> None:
+    assert SavedTensor("x", (2, 3), torch.bfloat16, copies=5).bytes == 60
+    assert SavedTensor("x", (), torch.float32).bytes == 4
+
+
+def test_attention_is_planned_as_fused() -> None:
+    def saved(backend: SDPBackend) -> int:
+        q, k, v = torch.randn(3, 1, 2, 64, 16, requires_grad=True)
+        module = torch.nn.Module()
+        with saved_for_backward(module) as count, sdpa_kernel(backend):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return count()
+
+    block = block_tensors(
+        GPTConfig(width=32, heads=2), (1, 64), PRECISIONS["32-true"], torch.float32
+    )
+    names = ("query, key and value", "logsumexp of attention", "mixed values")
+    planned = sum(t.bytes for t in block if t.name in names)
+    assert saved(SDPBackend.FLASH_ATTENTION) == planned
+    assert saved(SDPBackend.MATH) > planned + 2 * 4 * 64 * 64
+
+
+# --- The plan ----------------------------------------------------------------------------------
+
+
+def plan(**options: Any) -> MemoryPlan:
+    return plan_memory(SHAPES[0], **(SMALL | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 50])
+@pytest.mark.parametrize("precision", WAYS, ids=lambda precision: precision.name)
+def test_the_categories_at_the_peak_sum_up_to_it(precision: Precision, batch: int) -> None:
+    found = plan(precision=precision, batch_size=batch)
+    assert sum(found.at_peak.values()) == found.peak
+    assert min(found.at_peak.values()) >= 0
+    assert found.peak == max(found.peak_at_loss, found.peak_at_block, found.peak_at_update)
+
+
+def test_the_moment_decides_which_categories_there_are() -> None:
+    few = plan_memory(GPT2_124M, batch_size=1, sequence_length=8, precision="32-true")
+    many = plan_memory(GPT2_124M, batch_size=8, precision="32-true")
+    assert few.peak == few.peak_at_update
+    assert few.at_peak["gradients"] == few.gradients and "activations" not in few.at_peak
+    assert few.at_peak["update, for a moment"] == few.update_temporaries
+    assert many.peak == many.peak_at_loss
+    assert many.at_peak["activations"] == many.activations and "gradients" not in many.at_peak
+    assert many.at_peak["backward, for a moment"] == many.loss_temporaries
+
+
+def test_parts_of_the_peak() -> None:
+    found = plan()
+    assert found.kept == found.parameters + found.master_copies + found.optimizer_state
+    assert found.peak_at_loss == found.kept + found.memory.saved_for_backward + 8 * 3 * 16 * 101
+    assert found.peak_at_update == found.kept + found.gradients + found.update_temporaries
+
+
+def test_update_temporaries() -> None:
+    count, largest = plan().parameter_count, 101 * 24
+    shared = 2 * 4 * largest
+    loops = {loop: plan(update_loop=loop).update_temporaries for loop in LOOPS}
+    assert loops == {"foreach": 4 * count, "for-loop": shared, "fused": shared}
+    assert plan(optimizer="sgd").update_temporaries == shared
+    deep = dataclasses.replace(SHAPES[0], width=64)
+    wide = plan_memory(deep, update_loop="for-loop", **SMALL)  # type: ignore[arg-type]
+    assert wide.update_temporaries == 2 * 4 * 4 * 64 * 64  # of the largest matrix
+
+
+def test_the_default_sequence_is_the_context() -> None:
+    assert plan() == plan(sequence_length=16)
+    assert plan() != plan(sequence_length=15)
+
+
+def test_fits_on_leaves_a_reserve() -> None:
+    found = plan_memory(GPT2_124M, batch_size=14, precision="bf16-mixed")
+    gigabytes = found.peak / 1e9
+    assert found.fits_on() == {
+        name: gigabytes <= 0.9 * size for name, size in DEVICE_GIGABYTES.items()
+    }
+    assert 0.9 * 16 < gigabytes <= 16
+    smallest = next(iter(DEVICE_GIGABYTES))
+    assert not found.fits_on()[smallest] and found.fits_on(reserve=0.0)[smallest]
+
+
+@pytest.mark.parametrize("reserve", [-0.1, 1.0])
+def test_a_reserve_that_is_no_share_is_refused(reserve: float) -> None:
+    with pytest.raises(ValueError, match="reserve="):
+        plan().fits_on(reserve=reserve)
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        (dict(batch_size=0), "batch_size=0: expected at least 1"),
+        (dict(sequence_length=17), "sequence_length=17: expected 1 to the context, 16"),
+        (dict(sequence_length=0), "sequence_length=0"),
+        (dict(optimizer="lion"), "adamw, adam, momentum, sgd"),
+        (dict(update_loop="loop"), '"for-loop", "foreach" or "fused"'),
+        (dict(precision="bf16"), "ambiguous"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], right: str) -> None:
+    with pytest.raises(ValueError, match=right):
+        plan(**options)
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    for budget in (1e6, 3.3e6, 1e7):
+        best = largest_batch(budget, SHAPES[0], precision="32-true")
+        peaks = [plan(precision="32-true", batch_size=b).peak for b in (best, best + 1)]
+        assert peaks[0] <= budget < peaks[1]
+    exact = plan(precision="32-true", batch_size=6).peak
+    assert largest_batch(exact, SHAPES[0], precision="32-true") == 6
+    assert largest_batch(exact - 1, SHAPES[0], precision="32-true") == 5
+    assert largest_batch(1000, SHAPES[0], precision="32-true") == 0
+
+
+def test_the_table_gives_megabytes_and_bytes_a_parameter() -> None:
+    found = plan_memory(GPT2_124M, batch_size=8, precision="bf16-mixed")
+    rows = {row[0]: list(row[1:]) for row in found.table().rows}
+    assert rows["parameters"] == [497.8, 4.0]
+    assert rows["optimizer state"] == [995.5, 8.0]
+    assert rows["together"][0] == round(found.peak / 1e6, 1)
+    assert "master copies" not in rows
+    assert "weight casts" in repr(found) and "weight casts" in found._repr_html_()
+
+
+def test_bars_are_as_long_as_the_peaks() -> None:
+    plans = {"one": plan(), "two": plan(precision="32-true", batch_size=9)}
+    axes = draw(plans).axes[0]
+    ends = [0.0, 0.0]
+    for bar in axes.patches:
+        (left, bottom), (right, top) = (
+            bar.get_extents().transformed(axes.transData.inverted()).get_points()
+        )
+        assert left <= right
+        row = round((bottom + top) / 2)
+        ends[row] = max(ends[row], right)
+    assert ends == pytest.approx([p.peak / 1e6 for p in plans.values()])
+    with pytest.raises(ValueError, match="at least one"):
+        draw({})
+
+
+def test_state_tensors_of_a_plan_are_those_of_torch() -> None:
+    model = GPT(SHAPES[0])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    assert plan().optimizer_state == count_bytes(state_tensors(dict(optimizer.state)))

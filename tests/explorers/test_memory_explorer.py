@@ -1,0 +1,293 @@
+"""The memory planner: Python's formula and JavaScript's, its page, and its traits."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+from explorer_pages import LoadModule, OpenExplorer, serious_violations, twin
+from playwright.sync_api import Page, expect
+
+from mpbook.cost.memory_plan import DEVICE_GIGABYTES, RESERVE, STATES, plan_memory
+from mpbook.explorers import MemoryExplorer
+from mpbook.explorers.memory_explorer import MODELS, WAYS, size
+from mpbook.models import GPTConfig
+
+
+def shapes(count: int) -> list[GPTConfig]:
+    random = Random(0)
+    return [
+        GPTConfig(
+            vocabulary=random.choice([1, 256, 50257, 200_000]),
+            context=random.choice([1, 64, 1024]),
+            layers=random.randint(1, 60),
+            heads=(heads := random.randint(1, 30)),
+            width=heads * random.choice([1, 16, 64]),
+        )
+        for _ in range(count)
+    ]
+
+
+def grid() -> list[MemoryExplorer]:
+    """Every precision and optimizer, over shapes with a name and without."""
+    random = Random(1)
+    found = []
+    for precision in WAYS:
+        for optimizer in STATES:
+            for shape in (*MODELS.values(), *shapes(3)):
+                found.append(
+                    MemoryExplorer(
+                        shape,
+                        random.choice([1, 2, 7, 64, 1000]),
+                        sequence=random.randint(1, shape.context),
+                        precision=precision,
+                        optimizer=optimizer,  # type: ignore[arg-type]
+                        checkpointing=random.random() < 0.5,
+                    )
+                )
+    return found
+
+
+# --- One formula, twice ------------------------------------------------------------------------
+
+PLANS = """(states) => states.map((state) => {
+  const s = m.readState((name) => state[name]);
+  const p = s.plan;
+  const saved = p.parameters + p.masterCopies + p.state + p.casts + p.activations;
+  return {
+    parameter_count: p.count, parameters: p.parameters, master_copies: p.masterCopies,
+    gradients: p.gradients, optimizer_state: p.state, weight_casts: p.casts,
+    activations: p.activations, loss_temporaries: p.atLoss, block_temporaries: p.atBlock,
+    update_temporaries: p.atUpdate, peak: p.peak, at_peak: p.atPeak,
+    batches: s.devices.map(([, gigabytes]) => m.largestBatch(s.room * gigabytes * 1e9, s.options)),
+    sentence: m.sentence(s),
+  };
+})"""
+
+
+@pytest.mark.browser
+def test_the_page_computes_what_python_computes(load_module: LoadModule) -> None:
+    explorers = grid()
+    states = [one.get_state(one._twin_traits) for one in explorers]
+    found = load_module("memory_explorer").evaluate(PLANS, states)
+    for one, page in zip(explorers, found, strict=True):
+        plan = one.plan
+        python = {name: getattr(plan, name) for name in page if hasattr(plan, name)}
+        python |= {"batches": list(one.largest_batches().values()), "sentence": repr(one)}
+        assert page == python
+
+
+def test_the_plan_is_that_of_the_planner() -> None:
+    found = MemoryExplorer("GPT-2 355M", 4, sequence=512, precision="bf16-mixed")
+    expected = plan_memory(
+        MODELS["GPT-2 355M"],
+        batch_size=4,
+        sequence_length=512,
+        precision="bf16-mixed",
+        device="cuda",
+    )
+    assert found.plan == expected
+    found.checkpointing = True
+    assert found.plan.activations < expected.activations
+    found.optimizer = "sgd"
+    assert found.plan.optimizer_state == 0
+
+
+def test_a_sequence_may_be_longer_than_the_context() -> None:
+    found = MemoryExplorer("GPT-2 124M", 1, sequence=2048)
+    more = 1024 * 768  # positions
+    assert found.plan.parameter_count == 124_439_808 + more
+
+
+# --- What it says ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            dict(shape="GPT-2 124M", batch=8),
+            "GPT-2 124M with 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.44 GB at the "
+            "loss, 46.7% of it activations. It fits on T4 or V100, 16 GB.",
+        ),
+        (
+            dict(shape="GPT-2 1.5B", batch=64, precision="32-true"),
+            "GPT-2 1.5B with 64 sequences of 1024 tokens, 32-true and adamw: 382 GB at the loss, "
+            "88.2% of it activations. It fits on none of the devices listed.",
+        ),
+        (
+            dict(shape=GPTConfig(layers=1, width=64), batch=1, sequence=1, optimizer="sgd"),
+            None,
+        ),
+    ],
+)
+def test_sentences(arguments: dict[str, Any], sentence: str | None) -> None:
+    said = repr(MemoryExplorer(**arguments))
+    if sentence:
+        assert said == sentence
+    else:
+        assert said.startswith("A GPT of 1 block and width 64 with 1 sequence of 1 token, ")
+        assert "at the update" in said
+
+
+def test_sizes_in_words() -> None:
+    numbers = (999, 1e6, 999_999, 1e9, 141.4e9)
+    assert [size(int(x)) for x in numbers] == ["0.999 kB", "1 MB", "1000 kB", "1 GB", "141 GB"]
+
+
+# --- The page without a kernel -----------------------------------------------------------------
+
+
+def said(page: Page) -> Any:
+    return page.locator(".mp-said")
+
+
+@pytest.mark.browser
+def test_presets_are_buttons(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer())
+    for name, config in MODELS.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(said(page)).to_contain_text(f"{name} with 8 sequences of {config.context} tokens")
+        expect(page.locator("button[aria-pressed=true]")).to_have_text(name)
+
+
+@pytest.mark.browser
+def test_the_batch_by_keyboard(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer())
+    slider = page.get_by_label("Sequences in the batch")
+    slider.press("ArrowRight")
+    expect(said(page)).to_contain_text("16 sequences")
+    expect(slider).to_have_attribute("aria-valuetext", "16 sequences")
+    slider.press("Home")
+    expect(said(page)).to_contain_text("1 sequence of")
+    slider.press("End")
+    expect(said(page)).to_contain_text("4096 sequences")
+    assert said(page).get_attribute("aria-live") == "polite"
+
+
+@pytest.mark.browser
+def test_every_choice_reaches_the_plan(open_explorer: OpenExplorer) -> None:
+    explorer = MemoryExplorer()
+    page = open_explorer(explorer)
+    page.get_by_label("Precision").select_option("bf16-true, kahan summation")
+    page.get_by_label("Optimizer").select_option("momentum")
+    page.get_by_label("Checkpointing").check()
+    for label, value in (("batch", 3), ("tokens of each", 100), ("Blocks", 5), ("Vocabulary", 999)):
+        page.get_by_label(label, exact=True).fill(str(value))
+        page.keyboard.press("Enter")
+    page.get_by_label("Width").fill("200")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Width")).to_have_value("192")
+    expected = MemoryExplorer(
+        GPTConfig(vocabulary=999, context=1024, layers=5, heads=3, width=192),
+        3,
+        sequence=100,
+        precision="bf16-true, kahan summation",
+        optimizer="momentum",
+        checkpointing=True,
+    )
+    expect(said(page)).to_have_text(repr(expected))
+
+
+@pytest.mark.browser
+def test_numbers_out_of_range_are_brought_back(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer())
+    batch = page.get_by_label("batch", exact=True)
+    for typed, value in (("0", "1"), ("9999", "4096"), ("", "1"), ("2.6", "3")):
+        batch.fill(typed)
+        batch.press("Enter")
+        expect(batch).to_have_value(value)
+        word = "sequence" if value == "1" else "sequences"
+        expect(said(page)).to_contain_text(f"with {value} {word} of")
+
+
+@pytest.mark.browser
+def test_a_long_sequence_lengthens_the_context(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer())
+    time = page.get_by_label("tokens of each")
+    time.fill("2048")
+    time.press("Enter")
+    expected = MemoryExplorer(
+        GPTConfig(vocabulary=50257, context=2048, layers=12, heads=12, width=768), 8
+    )
+    expect(said(page)).to_have_text(repr(expected))
+
+
+@pytest.mark.browser
+def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
+    explorer = MemoryExplorer()
+    page = open_explorer(explorer)
+    parts, fits = page.locator(".mp-plan table").all()
+    at_peak = {name: count for name, count in explorer.plan.at_peak.items() if count}
+    assert parts.locator("tbody th").all_text_contents() == list(at_peak)
+    assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(
+        map(size, at_peak.values())
+    )
+    assert fits.locator("tbody th").all_text_contents() == list(DEVICE_GIGABYTES)
+    yes = ["yes" if fit else "no" for fit in explorer.plan.fits_on().values()]
+    assert fits.locator("tbody td:nth-child(2)").all_text_contents() == yes
+    batches = list(map(str, explorer.largest_batches().values()))
+    assert fits.locator("tbody td:nth-child(3)").all_text_contents() == batches
+
+
+@pytest.mark.browser
+def test_the_bar_has_a_part_for_each_category(open_explorer: OpenExplorer) -> None:
+    explorer = MemoryExplorer("GPT-2 355M", 16)
+    page = open_explorer(explorer)
+    widths = page.eval_on_selector_all(
+        ".mp-bytes", "parts => parts.map((r) => Number(r.getAttribute('width')))"
+    )
+    counts = [count for count in explorer.plan.at_peak.values() if count]
+    assert [w / sum(widths) for w in widths] == pytest.approx(
+        [c / sum(counts) for c in counts], abs=0.002
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious_and_nothing_overflows(
+    open_explorer: OpenExplorer, theme: str, width: int
+) -> None:
+    explorers = [MemoryExplorer(), MemoryExplorer("GPT-2 1.5B", 64, checkpointing=True)]
+    page = open_explorer(*explorers, width=width, color_scheme=theme)
+    assert serious_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer(), java_script_enabled=False)
+    expect(page.locator(".mp-static figcaption")).to_have_text(repr(MemoryExplorer()))
+    row = page.locator(".mp-static tr", has_text="activations")
+    assert row.locator("td").all_text_contents() == ["4.41 GB"]
+
+
+# --- The widget in the kernel ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch", 0), ("batch", 5000), ("batch", True), ("batch", 2.0), ("sequence", 0),
+        ("precision", "tf32"), ("optimizer", "lion"), ("shape", "GPT-3"),
+        ("shape", GPTConfig(bias=False)),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused_and_change_nothing(name: str, value: Any) -> None:
+    explorer = MemoryExplorer()
+    before = explorer.get_state()
+    with pytest.raises(ValueError, match=name):
+        setattr(explorer, name, value)
+    assert explorer.get_state() == before
+
+
+def test_outputs_are_the_same_on_every_run_and_hold_the_state() -> None:
+    first, second = (twin(MemoryExplorer("GPT-2 774M", 3)) for _ in range(2))
+    assert first == second
+    state = json.loads(first.split('json">')[1].split("</script>")[0])
+    assert sorted(state) == sorted(MemoryExplorer._twin_traits)
+    assert state["shape"]["layers"] == 36 and state["batch"] == 3
+    assert state["room"] == 1 - RESERVE
+    assert [name for name, _ in state["presets"]] == list(MODELS)
