@@ -180,6 +180,17 @@ def no_todo(page: NotebookNode) -> list[Finding]:
     ]
 
 
+def no_doubled_line(page: NotebookNode) -> list[Finding]:
+    """No paragraph says a line twice, as a merge that went wrong leaves it."""
+    found = []
+    for index, cell in cells(page, "markdown"):
+        for paragraph in re.split(r"\n\s*\n", _FENCE.sub(_unfence, cell.source)):
+            lines = [line.strip() for line in paragraph.splitlines()]
+            doubled = {line for line in lines if len(line) > 20 and lines.count(line) > 1}
+            found += [Finding(index, f"twice in a paragraph: {line!r}") for line in sorted(doubled)]
+    return found
+
+
 # --- no measured number typed by hand ------------------------------------------------------------
 
 _UNITS = (
@@ -298,7 +309,7 @@ def external_css_loads(css: str) -> list[str]:
 
 # --- the command ---------------------------------------------------------------------------------
 
-PAGE_RULES: tuple[Rule, ...] = (alt_text, no_measured_literal, no_todo)
+PAGE_RULES: tuple[Rule, ...] = (alt_text, no_doubled_line, no_measured_literal, no_todo)
 NOTEBOOK_RULES: tuple[Rule, ...] = (
     executed, no_stray_errors, normal_form, widgets_have_a_twin, size_budget, short_cells,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 
 Layer = tuple[int, int, bool]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 from mpbook.formats import FORMATS
 
 _BFLOAT16 = FORMATS["bfloat16"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 
 # --- flops_per_token: what training on one token costs -----------------------------------------
 

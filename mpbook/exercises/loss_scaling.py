@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 from mpbook.formats import FORMATS
 
 _FLOAT16 = FORMATS["float16"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 from mpbook.exercises.rounding_and_sums import to_bfloat16
 from mpbook.formats import FORMATS, decode, encode, neighbours
 

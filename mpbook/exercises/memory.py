@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 
 # --- block_bytes: what a transformer block saves for each token ---------------------------------
 

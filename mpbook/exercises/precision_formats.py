@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 from mpbook.formats import FORMATS, FloatFormat, as_format, decode, encode, fields, ulp
 
 E4M3 = FORMATS["float8_e4m3fn"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mpbook.exercises import Exercise
+from mpbook.exercises._checking import Exercise
 from mpbook.formats import FORMATS, decode, encode, neighbours
 
 Round = Callable[[float], float]

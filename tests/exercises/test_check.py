@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import mpbook.exercises
-from mpbook.exercises import Exercise, check, find
+from mpbook.exercises import Exercise, _checking, check, find
 
-CHAPTERS = [module.name for module in pkgutil.iter_modules(mpbook.exercises.__path__)]
+MODULES = [module.name for module in pkgutil.iter_modules(mpbook.exercises.__path__)]
+CHAPTERS = [name for name in MODULES if not name.startswith("_")]
 NAMES = [
     f"{chapter}.{exercise}"
     for chapter in CHAPTERS
@@ -31,7 +32,7 @@ def invent(monkeypatch: pytest.MonkeyPatch) -> Invent:
 
     def make(**options: Any) -> None:
         exercise = Exercise(**options)
-        monkeypatch.setattr(mpbook.exercises, "find", lambda name: exercise)
+        monkeypatch.setattr(_checking, "find", lambda name: exercise)
 
     return make
 
