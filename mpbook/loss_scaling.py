@@ -15,7 +15,8 @@ share the calls of one step:
 * `NoLossScaler` leaves out all but the calls, so that one loop serves every precision.
 
 The dynamic one is `torch.amp.GradScaler`, step for step and bit for bit; their saved states are
-interchangeable.  What can go wrong is an error here, with the state as it was before.
+interchangeable, and a call is an error in the one where it is an error in the other.  The last one
+is ``torch.amp.GradScaler(enabled=False)``.
 
 Whether to step is decided in Python, so `step` waits for the device once for each optimizer, as
 GradScaler does.  Nothing else waits: ``loss_scale`` is a Python number, where
@@ -33,14 +34,27 @@ Taught in the chapter "Loss scaling".
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
+
+from mpbook.precision import as_float32, checked_loss_scale
+
+INITIAL_SCALE = 2.0**16
+"""Where a loss scale starts, unless it is told otherwise: here and in `torch.amp.GradScaler`."""
+
+GROWTH_FACTOR = 2.0
+"""What a dynamic loss scale grows by, unless it is told otherwise."""
+
+BACKOFF_FACTOR = 0.5
+"""What a dynamic loss scale is multiplied by after an overflow, unless it is told otherwise."""
+
+GROWTH_INTERVAL = 2000
+"""Finite steps in a row after which a dynamic loss scale grows, unless it is told otherwise."""
 
 
 class AnyOptimizer(Protocol):
@@ -54,7 +68,7 @@ class AnyOptimizer(Protocol):
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups of parameters, each with a list ``"params"``."""
 
-    def step(self) -> Any:
+    def step(self, *arguments: Any, **options: Any) -> Any:
         """Update the parameters."""
 
 
@@ -62,7 +76,7 @@ class AnyOptimizer(Protocol):
 class _Check:
     """What unscaling one optimizer's gradients found, left on the device until somebody asks."""
 
-    finite: Tensor | bool
+    finite: Tensor | bool | None  # None where there was no gradient to look at
     stepped: bool = False
 
 
@@ -76,25 +90,39 @@ class StaticLossScaler:
         ValueError: not a positive number that float32 holds, together with its reciprocal.
     """
 
-    def __init__(self, scale: float = 2.0**16):
-        self.loss_scale = _checked_scale("scale", scale)
+    def __init__(self, scale: float = INITIAL_SCALE):
+        self.loss_scale = checked_loss_scale("scale", scale)
         self._checks: dict[int, _Check] = {}
+
+    def get_scale(self) -> float:
+        """``loss_scale``, by the name that `torch.amp.GradScaler` has for it."""
+        return self.loss_scale
+
+    def is_enabled(self) -> bool:
+        """Whether there is a loss scale at all."""
+        return True
 
     @overload
     def scale(self, loss: Tensor) -> Tensor: ...
     @overload
-    def scale(self, loss: Sequence[Tensor]) -> list[Tensor]: ...
-    def scale(self, loss: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """The loss to call ``backward`` on, or a list of them.
+    def scale(self, loss: list[Tensor]) -> list[Tensor]: ...
+    @overload
+    def scale(self, loss: tuple[Tensor, ...]) -> tuple[Tensor, ...]: ...
+    @overload
+    def scale(self, loss: Iterable[Tensor]) -> Iterable[Tensor]: ...
+    def scale(self, loss: Tensor | Iterable[Tensor]) -> Tensor | Iterable[Tensor]:
+        """The loss to call ``backward`` on; of a list or tuple one like it, of a generator one.
 
         Raises:
-            TypeError: neither a floating-point tensor nor a list or tuple of them.
+            TypeError: neither a floating-point tensor nor an iterable of them.
 
         >>> StaticLossScaler(1024).scale(torch.tensor(0.5))
         tensor(512.)
         """
         if isinstance(loss, list | tuple):
-            return [self.scale(one) for one in loss]
+            return type(loss)(map(self.scale, loss))
+        if isinstance(loss, Iterable) and not isinstance(loss, Tensor | str | Mapping):
+            return map(self.scale, loss)
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss: a {type(loss).__name__}; expected a tensor that has not become a Python "
@@ -110,9 +138,11 @@ class StaticLossScaler:
 
         Call it after the last of several backward passes; `step` calls it if nobody has.
 
+        Without any gradient there is nothing to divide; that is an error of `step`.
+
         Raises:
             RuntimeError: called a second time before `update`.
-            ValueError: float16 gradients, or none at all.
+            ValueError: float16 gradients.
             TypeError: not an optimizer.
         """
         check = self._checks.get(id(optimizer))
@@ -125,14 +155,9 @@ class StaticLossScaler:
         if hasattr(optimizer, "take_gradients"):
             optimizer.take_gradients()
         gradients = gradients_of(optimizer)
-        if not gradients:
-            raise ValueError(
-                f"optimizer: no parameter of this {type(optimizer).__name__} has a gradient; "
-                "expected scale(loss).backward() first, and a loss that depends on them"
-            )
-        self._checks[id(optimizer)] = _Check(self._divide_(gradients))
+        self._checks[id(optimizer)] = _Check(self._divide_(gradients) if gradients else None)
 
-    def _divide_(self, gradients: list[Tensor]) -> Tensor | bool:
+    def _divide_(self, gradients: list[Tensor]) -> Tensor:
         """Divide in place; say whether all was finite before."""
         if any(gradient.dtype == torch.float16 for gradient in gradients):
             raise ValueError(
@@ -144,7 +169,7 @@ class StaticLossScaler:
         values = [g._values() if g.is_sparse else g for g in gradients]
         finite = all_finite(values)
         # The reciprocal of a scale that is no power of two is rounded once, as in GradScaler.
-        inverse = _float32(1 / self.loss_scale) if self.loss_scale else math.inf
+        inverse = as_float32(1 / self.loss_scale) if self.loss_scale else math.inf
         for value in values:
             value.mul_(inverse)
         return finite
@@ -153,13 +178,14 @@ class StaticLossScaler:
         """Update the weights, unless a gradient is infinite or NaN; say whether it did.
 
         Raises:
-            RuntimeError: called a second time before `update`.
-            ValueError: a closure, or gradients that `unscale_` refuses.
+            RuntimeError: called a second time before `update`, or with a closure.
+            ValueError: no gradients, or some that `unscale_` refuses.
         """
         if closure is not None:
-            raise ValueError(
+            raise RuntimeError(
                 "closure: expected None; an optimizer that computes the loss by itself, like "
-                "LBFGS, would see gradients that are still scaled"
+                "LBFGS, would see gradients that are still scaled (torch says: Closure use is not "
+                "currently supported if GradScaler is enabled.)"
             )
         if id(optimizer) not in self._checks:
             self.unscale_(optimizer)
@@ -168,6 +194,12 @@ class StaticLossScaler:
             raise RuntimeError(
                 f"optimizer: step() has already been called on this {type(optimizer).__name__} "
                 "since the last update(); expected update() once, after every optimizer's step"
+            )
+        if check.finite is None:
+            raise ValueError(
+                f"optimizer: no parameter of this {type(optimizer).__name__} has a gradient; "
+                "expected scale(loss).backward() first, and a loss that depends on them (torch "
+                "says: No inf checks were recorded for this optimizer.)"
             )
         check.finite = bool(check.finite)  # waits for the device
         if check.finite:
@@ -179,18 +211,19 @@ class StaticLossScaler:
         """Close the step of all optimizers; with ``new_scale``, go on with that scale.
 
         Raises:
-            RuntimeError: no optimizer was unscaled since the last `update`.
+            RuntimeError: no gradient was unscaled since the last `update`.
             ValueError: a ``new_scale`` that is no scale.
         """
+        found = [check.finite for check in self._checks.values() if check.finite is not None]
         if new_scale is not None:
-            self.loss_scale = _checked_scale("new_scale", new_scale)
-        elif not self._checks:
+            self.loss_scale = checked_loss_scale("new_scale", new_scale)
+        elif not found:
             raise RuntimeError(
                 "update(): no gradients were checked since the last one; expected unscale_() or "
                 "step() of an optimizer first"
             )
         else:
-            self._adapt(finite=all(bool(check.finite) for check in self._checks.values()))
+            self._adapt(finite=all(map(bool, found)))
         self._checks.clear()
 
     def _adapt(self, *, finite: bool) -> None:
@@ -252,11 +285,11 @@ class DynamicLossScaler(StaticLossScaler):
 
     def __init__(
         self,
-        scale: float = 2.0**16,
+        scale: float = INITIAL_SCALE,
         *,
-        growth_factor: float = 2.0,
-        backoff_factor: float = 0.5,
-        growth_interval: int = 2000,
+        growth_factor: float = GROWTH_FACTOR,
+        backoff_factor: float = BACKOFF_FACTOR,
+        growth_interval: int = GROWTH_INTERVAL,
     ):
         super().__init__(scale)
         if not (_is_number(growth_factor) and 1 < growth_factor < math.inf):
@@ -273,12 +306,12 @@ class DynamicLossScaler(StaticLossScaler):
     def _adapt(self, *, finite: bool) -> None:
         """Back off after an overflow, grow after ``growth_interval`` finite steps in a row."""
         if not finite:
-            self.loss_scale = _float32(self.loss_scale * self.backoff_factor)
+            self.loss_scale = as_float32(self.loss_scale * self.backoff_factor)
             self.finite_steps = 0
             return
         self.finite_steps += 1
         if self.finite_steps == self.growth_interval:
-            grown = _float32(self.loss_scale * self.growth_factor)
+            grown = as_float32(self.loss_scale * self.growth_factor)
             self.loss_scale = grown if math.isfinite(grown) else self.loss_scale
             self.finite_steps = 0
 
@@ -308,41 +341,51 @@ class DynamicLossScaler(StaticLossScaler):
 class NoLossScaler(StaticLossScaler):
     """No loss scale: the calls of a scaler, nothing multiplied, nothing checked, nothing skipped.
 
-    ``GradScaler(enabled=False)`` is the same in torch.
+    What ``torch.amp.GradScaler(enabled=False)`` does: no call is refused, closures are handed on,
+    and a step without any gradient is the optimizer's own affair.  Two things more: `unscale_`
+    lets a wrapper take its gradients, so that they can be clipped in float32, and `step` returns
+    True where torch's returns None, so that one loop can ask every scaler whether it made a step.
+
+    >>> weight = nn.Parameter(torch.tensor([1.0]))
+    >>> NoLossScaler().step(torch.optim.SGD([weight]), closure=lambda: 0.5)
+    0.5
     """
 
     def __init__(self) -> None:
         super().__init__(1.0)
 
-    @overload
-    def scale(self, loss: Tensor) -> Tensor: ...
-    @overload
-    def scale(self, loss: Sequence[Tensor]) -> list[Tensor]: ...
-    def scale(self, loss: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """The loss itself."""
-        return loss if isinstance(loss, Tensor) else list(loss)
+    def is_enabled(self) -> bool:
+        """False."""
+        return False
 
-    def _divide_(self, gradients: list[Tensor]) -> Tensor | bool:
-        """Leave them alone, and do not wait for the device."""
-        return True
+    def scale(self, loss: Any) -> Any:
+        """The loss itself, or whatever else was given."""
+        return loss
 
-    def update(self, new_scale: float | None = None) -> None:
-        """Close the step of all optimizers.
+    def unscale_(self, optimizer: AnyOptimizer) -> None:
+        """Let a wrapper take its gradients, once in each step; nothing otherwise."""
+        if hasattr(optimizer, "take_gradients") and id(optimizer) not in self._checks:
+            self._checks[id(optimizer)] = _Check(finite=True)
+            optimizer.take_gradients()
 
-        Raises:
-            RuntimeError: no optimizer was unscaled since the last `update`.
-            ValueError: a new scale.
-        """
-        if new_scale is not None:
-            raise ValueError(f"new_scale={new_scale!r}: expected None; a NoLossScaler has no scale")
-        super().update()
+    def step(self, optimizer: AnyOptimizer, *arguments: Any, **options: Any) -> Any:
+        """The optimizer's step, and what it returns; True for None."""
+        self.unscale_(optimizer)
+        result = optimizer.step(*arguments, **options)
+        self._checks.pop(id(optimizer), None)
+        return True if result is None else result
+
+    def update(self, new_scale: Any = None) -> None:
+        """Close the step of all optimizers; there is no scale to change."""
+        self._checks.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
 
-    def _restored(self, state: dict[str, Any]) -> NoLossScaler:
-        return NoLossScaler()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin a new step; no scaler's state changes this one."""
+        self._checks.clear()
 
 
 def gradients_of(optimizer: AnyOptimizer) -> list[Tensor]:
@@ -413,23 +456,9 @@ def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
 # --- Numbers ----------------------------------------------------------------------------------
 
 
-def _float32(value: float) -> float:
-    """The nearest float32 number, infinite beyond the largest: GradScaler's scale is float32."""
-    return ctypes.c_float(value).value
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _checked_scale(name: str, scale: float) -> float:
-    if not (_is_number(scale) and 2.0**-127 <= scale <= torch.finfo(torch.float32).max):
-        raise ValueError(
-            f"{name}={scale!r}: expected a positive finite number, such as 2.0**16, which float32 "
-            "holds together with its reciprocal"
-        )
-    return _float32(scale)

@@ -9,6 +9,7 @@ Taught in the quickstart.
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class Precision:
         compute_dtype: of matrix products and of the activations kept for the backward pass.  If
             it is narrower than the parameters, `torch.autocast` does the casts.
         float32_matmul: whether float32 products are computed as such (``"ieee"``) or in TF32.
-        loss_scale: ``"dynamic"``, a positive number for a static scale, or None.
+        loss_scale: ``"dynamic"``, a number for a static scale (`checked_loss_scale`), or None.
         weight_update: of 16-bit parameters.  ``"plain"`` updates them in their own dtype; the
             others update in float32, as `mpbook.master_weights` says: ``"master_weights"``,
             ``"stochastic_rounding"`` or ``"kahan_summation"``.  Parameters that are float32
@@ -83,13 +84,8 @@ class Precision:
 
     def _check_loss_scale(self) -> None:
         scale = self.loss_scale
-        valid = (
-            isinstance(scale, int | float)
-            and not isinstance(scale, bool)
-            and 0 < scale < float("inf")
-        )
-        if not (scale is None or scale == "dynamic" or valid):
-            raise ValueError(f'loss_scale={scale!r}: expected "dynamic", a positive number or None')
+        if scale is not None and scale != "dynamic":
+            checked_loss_scale("loss_scale", scale, or_else='"dynamic", None or ')
         if scale is not None and not self.updates_in_float32:
             raise ValueError(
                 f"loss_scale={scale!r}: unscaling {self.parameter_dtype} gradients in place "
@@ -158,6 +154,42 @@ class Precision:
         return self.table()._repr_html_()
 
 
+SMALLEST_LOSS_SCALE = 2.0**-127
+LARGEST_LOSS_SCALE = torch.finfo(torch.float32).max
+
+
+def checked_loss_scale(name: str, scale: object, *, or_else: str = "") -> float:
+    """A loss scale as the float32 number that it is kept in, or an error: the one check of it.
+
+    A loss scale is multiplied by, and its reciprocal afterwards, both in float32.  So it may be
+    whatever float32 holds together with its reciprocal, neither of them 0 or infinite: from 2**-127
+    to the largest float32.  Within that, every power of two scales and unscales exactly.
+
+    Args:
+        name: of the argument, for the error.
+        scale: what was given.
+        or_else: what else would have been right, for the error.
+
+    Raises:
+        ValueError: not such a number.
+
+    >>> checked_loss_scale("scale", 1000.3)
+    1000.2999877929688
+    """
+    number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not (number and SMALLEST_LOSS_SCALE <= scale <= LARGEST_LOSS_SCALE):  # type: ignore[operator]
+        raise ValueError(
+            f"{name}={scale!r}: expected {or_else}a positive number that float32 holds together "
+            "with its reciprocal, from 2**-127 to 3.4e38; 2.0**16, for example"
+        )
+    return as_float32(scale)  # type: ignore[arg-type]
+
+
+def as_float32(value: float) -> float:
+    """The nearest float32 number, infinite beyond the largest."""
+    return ctypes.c_float(value).value
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -216,8 +248,8 @@ def autocast(precision: Precision, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype=precision.compute_dtype)
 
 
-def comparison(*precisions: str | Precision) -> Table:
-    """Several precisions side by side, as one table; all that have a name if none is given."""
+def side_by_side(*precisions: str | Precision) -> Table:
+    """A table with a column for each precision; for all that have a name if none is given."""
     chosen = [as_precision(p) for p in precisions or PRECISIONS]
     columns = [dict(p._rows()) for p in chosen]
     return Table(

@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mpbook.loss_scaling
 from mpbook.loss_scaling import (
+    BACKOFF_FACTOR,
+    GROWTH_FACTOR,
+    GROWTH_INTERVAL,
+    INITIAL_SCALE,
     DynamicLossScaler,
     NoLossScaler,
     StaticLossScaler,
@@ -265,11 +269,8 @@ def test_static_scaling_equals_a_grad_scaler_that_cannot_change(loop, optimizer_
 @pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_no_scaling_equals_a_grad_scaler_that_is_not_enabled(loop, optimizer_name, device):
-    def disabled(device, **_options):
-        return grad_scaler(device, enabled=False)
-
     expected = loop(disabled, optimizer_name, 0, device)
-    assert_equal(loop(lambda *_, **__: NoLossScaler(), optimizer_name, 0, device), expected)
+    assert_equal(loop(off, optimizer_name, 0, device), expected)
     assert set(expected.scales) == {1.0}
 
 
@@ -388,17 +389,40 @@ def test_a_list_of_losses_is_scaled_one_by_one():
     scaler = StaticLossScaler(4.0)
     losses = [torch.tensor(1.0), torch.tensor(2.0)]
     for given_losses in (losses, tuple(losses)):
-        assert [loss.item() for loss in scaler.scale(given_losses)] == [4, 8]
-        assert NoLossScaler().scale(given_losses) == losses
+        scaled = scaler.scale(given_losses)
+        assert type(scaled) is type(given_losses)
+        assert [loss.item() for loss in scaled] == [4, 8]
     assert scaler.scale([]) == []
 
 
-def test_without_a_scale_the_loss_is_the_loss():
-    loss = torch.tensor(3.0)
-    assert NoLossScaler().scale(loss) is loss
+NESTS = {
+    "list": lambda a, b: [a, b],
+    "tuple": lambda a, b: (a, b),
+    "nest": lambda a, b: [a, (b, [a])],
+    "generator": lambda a, b: (loss for loss in (a, b)),
+    "dictionary's values": lambda a, b: {"a": a, "b": b}.values(),
+    "empty": lambda a, b: (),
+}
+
+
+def described(nest):
+    """A nest as text, with every tensor as its number and dtype."""
+    if isinstance(nest, torch.Tensor):
+        return nest.item(), nest.dtype
+    return type(nest).__name__, [described(one) for one in nest]
+
+
+@pytest.mark.parametrize("nest", NESTS.values(), ids=NESTS)
+def test_nests_of_losses_are_scaled_as_grad_scaler_does(nest):
+    losses = torch.tensor(0.5), torch.tensor(3.0, dtype=torch.float16)
+    theirs, mine = (make("cpu", 1000.3).scale(nest(*losses)) for make in (grad_scaler, ours))
+    assert described(mine) == described(theirs)
 
 
 CALLS = [
+    "no gradient 0",
+    "no gradient 1",
+    "closure 0",
     "unscale 0",
     "unscale 1",
     "step 0",
@@ -425,16 +449,22 @@ def test_any_order_of_calls_is_an_error_where_it_is_one_in_grad_scaler(calls):
         assert failed[0] == failed[1], call
         assert theirs.state_dict() == mine.state_dict()
         for left, right in zip(sides[0][1], sides[1][1], strict=True):
-            assert same_bits(left.detach(), right.detach()) and same_bits(left.grad, right.grad)
+            assert same_bits(left.detach(), right.detach())
+            assert (left.grad is None) == (right.grad is None)
+            assert left.grad is None or same_bits(left.grad, right.grad)
 
 
 def made_and_failed(call, scaler, parameters, optimizers) -> bool:
     if call == "infinity":
-        parameters[0].grad.fill_(math.inf)
-    if call == "finite":
+        parameters[0].grad = torch.full_like(parameters[0], math.inf)
+    if call == "backward":
         for parameter in parameters:
-            parameter.grad.fill_(4096.0)
+            parameter.grad = torch.full_like(parameter, 4096.0)
+    if call.startswith("no gradient"):
+        parameters[int(call[-1])].grad = None
     try:
+        if call.startswith("closure"):
+            scaler.step(optimizers[int(call[-1])], closure=lambda: 0.0)
         if call.startswith("unscale"):
             scaler.unscale_(optimizers[int(call[-1])])
         if call.startswith("step"):
@@ -443,9 +473,119 @@ def made_and_failed(call, scaler, parameters, optimizers) -> bool:
             scaler.update()
         if call == "new scale":
             scaler.update(1234.5)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ValueError):
         return True
     return False
+
+
+# --- No scale, as in a GradScaler that is not enabled -----------------------------------------
+
+
+def off(_device: str, **_options):
+    return NoLossScaler()
+
+
+def disabled(device: str, **_options):
+    return grad_scaler(device, enabled=False)
+
+
+QUIET_CALLS = [*CALLS, "no optimizer", "step with a closure", "load", "scale"]
+
+
+def answer(call, scaler, parameters, optimizers):
+    """What a call gives back, or the type of its error; as text where it is a tensor's."""
+    optimizer = optimizers[int(call[-1])] if call[-1].isdigit() else optimizers[0]
+    made = {
+        "infinity": lambda: parameters[0].grad.fill_(math.inf) and None,
+        "backward": lambda: [p.grad.fill_(8.0) for p in parameters if p.grad is not None] and None,
+        "no gradient": lambda: setattr(parameters[int(call[-1])], "grad", None),
+        "unscale": lambda: scaler.unscale_(optimizer),
+        "step": lambda: scaler.step(optimizer),
+        "step with a closure": lambda: scaler.step(optimizer, lambda: "the loss"),
+        "closure": lambda: scaler.step(optimizer, closure=lambda: "the loss"),
+        "update": scaler.update,
+        "new scale": lambda: scaler.update(1234.5),
+        "no optimizer": lambda: scaler.unscale_(None),
+        "load": lambda: scaler.load_state_dict(dict(scale=3.0)),
+        "scale": lambda: scaler.scale(7),
+    }
+    try:
+        return repr(made[call.rstrip(" 01")]())
+    except (AttributeError, RuntimeError, AssertionError, ValueError) as error:
+        return type(error)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(QUIET_CALLS), max_size=25))
+def test_without_a_scale_every_call_does_what_it_does_in_a_grad_scaler_that_is_off(calls):
+    sides = []
+    for scaler in (disabled("cpu"), NoLossScaler()):
+        pairs = [with_gradient(torch.ones(2)), with_gradient(torch.ones(3))]
+        sides.append((scaler, [p for p, _ in pairs], [o for _, o in pairs]))
+    for call in calls:
+        theirs, mine = (answer(call, *side) for side in sides)
+        assert mine == (repr(True) if call.startswith("step ") and theirs == "None" else theirs)
+        assert sides[0][0].state_dict() == sides[1][0].state_dict() == {}
+        for left, right in zip(sides[0][1], sides[1][1], strict=True):
+            assert same_bits(left.detach(), right.detach())
+
+
+def test_both_say_that_they_are_off_and_have_a_scale_of_one():
+    for scaler in (disabled("cpu"), NoLossScaler()):
+        assert (scaler.is_enabled(), scaler.get_scale()) == (False, 1.0)
+    for scaler in (grad_scaler("cpu", 8.0), StaticLossScaler(8.0), DynamicLossScaler(8.0)):
+        assert (scaler.is_enabled(), scaler.get_scale()) == (True, 8.0)
+
+
+def test_without_a_scale_whatever_is_scaled_comes_back_itself():
+    for scaler in (disabled("cpu"), NoLossScaler()):
+        for loss in (torch.tensor(3.0), [torch.tensor(1.0)], (1, 2), iter([1]), "loss", None):
+            assert scaler.scale(loss) is loss
+
+
+def test_lbfgs_trains_the_same_without_a_scale():
+    weights = []
+    for make in (disabled, off):
+        model, scaler = small_model(0, "cpu"), make("cpu")
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+        def closure():
+            optimizer.zero_grad()  # noqa: B023
+            loss = loss_of(model, batch(0, 0, "cpu"))  # noqa: B023
+            scaler.scale(loss).backward()  # noqa: B023
+            return loss
+
+        losses = [scaler.step(optimizer, closure).item() for _ in range(3)]
+        assert losses[2] < losses[0]
+        weights.append([*losses, *(p.detach() for p in model.parameters())])
+    assert weights[0][:3] == weights[1][:3]
+    assert all(map(same_bits, weights[0][3:], weights[1][3:]))
+
+
+def test_a_model_without_any_gradient_makes_a_step_without_a_scale():
+    parameter = nn.Parameter(torch.ones(2))
+    for scaler in (disabled("cpu"), NoLossScaler()):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert parameter.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("after", ["step", "update", "load_state_dict"])
+def test_without_a_scale_a_wrapper_takes_its_gradients_once_a_step(after):
+    """A second `unscale_` would undo what clipping did to the gradients that the first took."""
+    parameter = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer, scaler = Copies(parameter), NoLossScaler()
+    parameter.grad = torch.ones_like(parameter)
+    for _ in range(2):
+        scaler.unscale_(optimizer)
+        optimizer.copy.grad *= 0.5
+    assert optimizer.taken == 1 and optimizer.copy.grad.tolist() == [0.25, 0.25]
+    done = {"step": optimizer, "update": None, "load_state_dict": {}}[after]
+    getattr(scaler, after)(done)
+    scaler.unscale_(optimizer)
+    assert optimizer.taken == 2
 
 
 FACTORS = dict(
@@ -510,7 +650,10 @@ def test_a_scale_that_has_fallen_too_far_poisons_the_weights_as_in_grad_scaler()
 def test_the_defaults_are_those_of_grad_scaler():
     theirs, mine = torch.amp.GradScaler("cpu"), DynamicLossScaler()
     assert mine.state_dict() == theirs.state_dict()
-    assert StaticLossScaler().loss_scale == theirs.get_scale()
+    assert StaticLossScaler().loss_scale == theirs.get_scale() == INITIAL_SCALE
+    assert theirs.get_growth_factor() == GROWTH_FACTOR
+    assert theirs.get_backoff_factor() == BACKOFF_FACTOR
+    assert theirs.get_growth_interval() == GROWTH_INTERVAL
     assert NoLossScaler().loss_scale == torch.amp.GradScaler("cpu", enabled=False).get_scale()
 
 
@@ -791,7 +934,6 @@ STATE = DynamicLossScaler(64).state_dict()
         (DynamicLossScaler, STATE | dict(more=1), "'more'"),
         (StaticLossScaler, STATE, "a StaticLossScaler needs \\['scale'\\]"),
         (StaticLossScaler, {}, "a StaticLossScaler needs"),
-        (NoLossScaler, dict(scale=2.0), "a NoLossScaler needs \\[\\]"),
         (StaticLossScaler, dict(scale=0.0), "scale=0.0"),
         (DynamicLossScaler, STATE | dict(scale=0.0), "scale=0.0"),
         (DynamicLossScaler, STATE | dict(scale=math.nan), "scale=nan"),
@@ -805,7 +947,7 @@ STATE = DynamicLossScaler(64).state_dict()
     ],
 )
 def test_an_impossible_state_is_refused_and_nothing_of_it_is_taken(kind, state, message):
-    scaler = kind() if kind is NoLossScaler else kind(7.0)
+    scaler = kind(7.0)
     _, optimizer = with_gradient(torch.ones(2))
     scaler.unscale_(optimizer)
     with refusal(scaler, ValueError, message):
@@ -843,10 +985,7 @@ class refusal:  # noqa: N801
         return repr(vars(self.scaler)), [t.tolist() for t in tensors]
 
 
-KINDS = [StaticLossScaler, DynamicLossScaler, NoLossScaler]
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[StaticLossScaler, DynamicLossScaler])
 def scaler(request):
     return request.param()
 
@@ -888,12 +1027,21 @@ def test_an_update_before_any_check_is_refused(scaler):
         scaler.update()
 
 
-def test_an_optimizer_without_any_gradient_is_refused(scaler):
+def test_a_step_without_any_gradient_is_refused_with_torchs_words_too(scaler):
     parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([parameter])
-    for call in (scaler.unscale_, scaler.step):
-        with refusal(scaler, ValueError, "no parameter of this SGD has a gradient", parameter):
-            call(optimizer)
+    optimizer, theirs = torch.optim.SGD([parameter]), torch.amp.GradScaler("cpu")
+    for each in (scaler, theirs):
+        each.scale(torch.zeros(()))
+        each.unscale_(optimizer)
+    with pytest.raises(AssertionError) as said:
+        theirs.step(optimizer)
+    with refusal(scaler, ValueError, "no parameter of this SGD has a gradient", parameter) as mine:
+        scaler.step(optimizer)
+    assert str(said.value) in str(mine.value)
+    with pytest.raises(AssertionError):
+        theirs.update()
+    with refusal(scaler, RuntimeError, "no gradients were checked"):
+        scaler.update()
 
 
 @pytest.mark.parametrize("optimizer", [nn.Linear(1, 1), [torch.ones(1)], None])
@@ -924,10 +1072,13 @@ def test_without_a_scale_float16_gradients_are_used_as_they_are():
     assert NoLossScaler().step(optimizer) and parameter.tolist() == [-1, -1]
 
 
-def test_closures_are_refused(scaler):
+def test_closures_are_refused_with_torchs_words_too(scaler):
     parameter, optimizer = with_gradient(torch.ones(2))
-    with refusal(scaler, ValueError, "closure: expected None.*LBFGS", parameter):
+    with pytest.raises(RuntimeError) as said:
+        torch.amp.GradScaler("cpu").step(optimizer, closure=lambda: 0.0)
+    with refusal(scaler, RuntimeError, "closure: expected None.*LBFGS", parameter) as mine:
         scaler.step(optimizer, lambda: 0.0)
+    assert str(said.value) in str(mine.value)
 
 
 def test_a_step_that_fails_can_be_made_again():
@@ -955,6 +1106,7 @@ def test_a_step_that_fails_can_be_made_again():
         ("loss", r"loss: a str"),
         (None, r"loss: a NoneType"),
         ([torch.tensor(1.0), 2], r"loss: a int"),
+        ({"loss": torch.tensor(1.0)}, r"loss: a dict"),
     ],
 )
 def test_a_loss_that_cannot_be_scaled_is_refused(loss, message, kind):
@@ -969,12 +1121,12 @@ NO_SCALES = [0.0, -1.0, math.inf, -math.inf, math.nan, True, "65536", 1e39, 1e-3
 @pytest.mark.parametrize("scale", NO_SCALES, ids=str)
 @pytest.mark.parametrize("kind", [StaticLossScaler, DynamicLossScaler])
 def test_impossible_scales_are_refused(kind, scale):
-    with pytest.raises(ValueError, match=r"^scale=.*: expected a positive finite number"):
+    with pytest.raises(ValueError, match=r"^scale=.*: expected a positive number that float32 holds"):
         kind(scale)
     scaler = kind(4.0)
     parameter, optimizer = with_gradient(torch.ones(2))
     scaler.step(optimizer)
-    with refusal(scaler, ValueError, r"^new_scale=.*: expected a positive finite", parameter):
+    with refusal(scaler, ValueError, r"^new_scale=.*: expected a positive number", parameter):
         scaler.update(scale)
 
 
@@ -984,12 +1136,6 @@ def test_the_smallest_and_the_largest_scale_are_possible():
         parameter, optimizer = with_gradient(torch.tensor([scale]))
         scaler.step(optimizer)
         assert scaler.loss_scale == scale and parameter.item() == pytest.approx(-1)
-
-
-def test_no_scaler_takes_no_scale():
-    scaler = NoLossScaler()
-    with refusal(scaler, ValueError, "new_scale=2.0: expected None"):
-        scaler.update(2.0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mpbook.precision
-from mpbook.precision import PRECISIONS, Precision, as_precision, comparison
+from mpbook.precision import PRECISIONS, Precision, as_precision, checked_loss_scale, side_by_side
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -219,7 +219,7 @@ def test_what_cannot_train_is_refused(options: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "static", True, [2.0]])
 def test_a_loss_scale_that_is_no_scale_is_refused(scale: Any) -> None:
-    with pytest.raises(ValueError, match=r'loss_scale=.*: expected "dynamic", a positive number'):
+    with pytest.raises(ValueError, match=r'loss_scale=.*: expected "dynamic", None or a posit'):
         Precision("mine", compute_dtype=F16, loss_scale=scale)
 
 
@@ -227,6 +227,28 @@ def test_a_loss_scale_that_is_no_scale_is_refused(scale: Any) -> None:
 def test_a_loss_scale_is_dynamic_or_a_positive_number_or_none(scale: Any) -> None:
     assert Precision("mine", compute_dtype=F16, loss_scale=scale).loss_scale == scale
     assert Precision("mine", loss_scale=scale).loss_scale == scale
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("scale", [2.0**-127, LARGEST, 1, 1000.3, 2.0**127])
+def test_a_loss_scale_is_a_float32_number_with_a_float32_reciprocal(scale: float) -> None:
+    checked = checked_loss_scale("scale", scale)
+    assert checked == torch.tensor(float(scale)).item()
+    reciprocal = torch.tensor(1 / checked, dtype=torch.float64).to(F32)
+    assert 0 < reciprocal < math.inf
+    if math.frexp(scale)[0] == 0.5:  # a power of two unscales exactly
+        assert reciprocal.item() * checked == 1
+
+
+BEYOND = [math.nextafter(2.0**-127, 0), math.nextafter(LARGEST, math.inf), 0.0, -1.0]
+
+
+@pytest.mark.parametrize("scale", [*BEYOND, math.inf, math.nan, True, None, "1", 2j, 10**400])
+def test_what_is_no_loss_scale_is_refused_by_name(scale: Any) -> None:
+    with pytest.raises(ValueError, match=r"^mine=.*: expected none or a positive number that flo"):
+        checked_loss_scale("mine", scale, or_else="none or ")
 
 
 @pytest.mark.parametrize("scale", ["dynamic", 8.0])
@@ -285,7 +307,7 @@ def test_a_precision_prints_as_its_table() -> None:
 
 
 def test_a_comparison_has_a_column_for_each_precision() -> None:
-    table = comparison("bf16-true", "16-mixed", bf16_true(weight_update="master_weights"))
+    table = side_by_side("bf16-true", "16-mixed", bf16_true(weight_update="master_weights"))
     assert list(table.header) == ["", "bf16-true", "16-mixed", "mine"]
     columns = list(zip(*table.rows, strict=True))
     assert list(columns[0]) == TITLES
@@ -294,9 +316,9 @@ def test_a_comparison_has_a_column_for_each_precision() -> None:
 
 
 def test_a_comparison_of_nothing_in_particular_has_all_that_have_a_name() -> None:
-    assert list(comparison().header) == ["", *MEANINGS]
+    assert list(side_by_side().header) == ["", *MEANINGS]
     with pytest.raises(ValueError, match="ambiguous"):
-        comparison("32-true", "16")
+        side_by_side("32-true", "16")
 
 
 def test_docstring_examples_hold() -> None:

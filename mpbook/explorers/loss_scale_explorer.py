@@ -30,9 +30,9 @@ from mpbook.explorers.census import (
 )
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, FloatFormat, as_format
+from mpbook.loss_scaling import GROWTH_INTERVAL
 
 OFFERED = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn")
-GROWTH_INTERVAL = 2000  # torch.amp.GradScaler's default
 
 
 def _as_exponent(exponent: Any) -> int:
@@ -82,7 +82,7 @@ class LossScaleExplorer(Explorer):
 
     _esm = linked(STATIC / "loss_scale_explorer.mjs")
     _twin = "loss_scale_explorer"
-    _twin_traits = ("histograms", "exponent", "tensor", "format", "lost", "formats")
+    _twin_traits = ("histograms", "exponent", "tensor", "format", "lost", "formats", "growth_interval")
 
     histograms = Checked(as_censuses, [], read_only=True).tag(sync=True)
     exponent = Checked(_as_exponent, 0).tag(sync=True)
@@ -90,6 +90,7 @@ class LossScaleExplorer(Explorer):
     format = format_trait(_as_gradient_format, FORMATS["float16"])
     lost = Checked(_as_lost, 0.01).tag(sync=True)
     formats = traitlets.List([dataclasses.asdict(FORMATS[name]) for name in OFFERED]).tag(sync=True)
+    growth_interval = traitlets.Int(GROWTH_INTERVAL, read_only=True).tag(sync=True)
 
     def __init__(
         self,
@@ -139,7 +140,9 @@ class LossScaleExplorer(Explorer):
         next_up = fates(self._census(), self.format, self.exponent + 1)
         return [
             _what_happens(self.fates(), self.tensor, self.format, self.exponent),
-            _what_grad_scaler_does(self.fates(), next_up, self.format, self.exponent),
+            _what_grad_scaler_does(
+                self.fates(), next_up, self.format, self.exponent, self.growth_interval
+            ),
             _which_fit(self.window(), self.lost),
         ]
 
@@ -180,7 +183,9 @@ def _what_happens(seen: Fates, name: str, format: FloatFormat, exponent: int) ->
     return f"At 2^{exponent} in {format.name}, {', '.join(parts)}."
 
 
-def _what_grad_scaler_does(seen: Fates, next_up: Fates, format: FloatFormat, exponent: int) -> str:
+def _what_grad_scaler_does(
+    seen: Fates, next_up: Fates, format: FloatFormat, exponent: int, interval: int
+) -> str:
     back, up = f"back off to 2^{exponent - 1}", f"2^{exponent + 1}"
     if seen.overflow and not format.has_inf:
         return (
@@ -191,7 +196,7 @@ def _what_grad_scaler_does(seen: Fates, next_up: Fates, format: FloatFormat, exp
         return f"GradScaler would skip this step and {back}."
     if seen.doubtful:
         return f"GradScaler may have to skip this step and {back}."
-    stay = f"GradScaler would stay here, and try {up} after {GROWTH_INTERVAL} such steps"
+    stay = f"GradScaler would stay here, and try {up} after {interval} such steps"
     if next_up.overflow:
         return f"{stay}, which overflows."
     return f"{stay}, which may overflow." if next_up.doubtful else f"{stay}."

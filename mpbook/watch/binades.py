@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mpbook.formats import FloatFormat, decode
+from mpbook.precision import checked_loss_scale
 
 Bin = tuple[int, int]
 """A binade, and a part of it: an index into `PARTS`."""
@@ -151,7 +152,7 @@ class BinCounter:
 
         Args:
             x: a real floating-point tensor; a sparse one counts with its zeros.
-            divisor: from 2**-126 to 2**127, the range of a float32 loss scale.  A power of two
+            divisor: a loss scale: see `mpbook.precision.checked_loss_scale`.  A power of two
                 costs nothing and rounds nothing; any other divides in float64.  A tensor is not
                 waited for and not checked.
 
@@ -189,8 +190,7 @@ def _split(divisor: float | Tensor) -> tuple[float | Tensor | None, int]:
     """A divisor as something to divide by, if that is needed, and the power of two that remains."""
     if isinstance(divisor, Tensor):
         return divisor, 0
-    if not 2.0**-126 <= divisor <= 2.0**127:
-        raise ValueError(f"divisor={divisor}: expected a number from 2**-126 to 2**127")
+    checked_loss_scale("divisor", divisor)
     mantissa, exponent = math.frexp(divisor)
     return (None if mantissa == 0.5 else 2 * mantissa), exponent - 1
 

@@ -309,7 +309,7 @@ def test_dividing_by_a_power_of_two_is_exact_even_beyond_float32(exponent, devic
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("divisor", "shift"), [(2.0**127, -127), (2.0**-126, 126)])
+@pytest.mark.parametrize(("divisor", "shift"), [(2.0**127, -127), (2.0**-127, 127)])
 def test_the_ends_of_a_dtype_stay_in_range_with_the_ends_of_the_divisors(
     divisor, shift, dtype, device
 ):
@@ -322,7 +322,7 @@ def test_the_ends_of_a_dtype_stay_in_range_with_the_ends_of_the_divisors(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("divisor", [1000.0, 3.0, 2.0**-126 * 1.5])
+@pytest.mark.parametrize("divisor", [1000.0, 3.0, 2.0**-126 * 1.5, 2.0**128 - 2.0**104])
 def test_another_divisor_divides_in_float64(divisor, device):
     x = random_floats(3000, torch.float32)
     expected = counted(x.double() / divisor)
@@ -344,9 +344,9 @@ def test_a_tensor_that_divides_by_nonsense_writes_nowhere_else(device):
         assert sum(result.bins.values()) + sum(result[1:]) == 2
 
 
-@pytest.mark.parametrize("divisor", [0.0, -2.0, math.inf, math.nan, 2.0**128, 2.0**-127])
+@pytest.mark.parametrize("divisor", [0.0, -2.0, math.inf, math.nan, 2.0**128, 2.0**-128])
 def test_divisors_out_of_range_are_refused(divisor):
-    with pytest.raises(ValueError, match=r"divisor=.*expected a number from 2\*\*-126 to 2\*\*127"):
+    with pytest.raises(ValueError, match=r"divisor=.*expected a positive number that float32 holds"):
         counted(torch.ones(1), divisor=divisor)
 
 

@@ -5,7 +5,6 @@
 import { button, change, chooser, clamp, h, powers, present, say, superscript } from "./kit.mjs";
 import { SHIFTS, bars, binadeAxis, ends, fates, fittingScales, overflowShare, percent, powerLabels, zones } from "./census.mjs";
 
-const GROWTH_INTERVAL = 2000; // torch.amp.GradScaler's default
 const [LOWEST, HIGHEST] = SHIFTS;
 
 // --- In words -------------------------------------------------------------------------------------------
@@ -20,14 +19,14 @@ function whatHappens({ seen, census, f, exponent }) {
   return `At 2^${exponent} in ${f.name}, ${parts.join(", ")}.`;
 }
 
-function whatGradScalerDoes({ seen, nextUp, f, exponent }) {
+function whatGradScalerDoes({ seen, nextUp, f, exponent, interval }) {
   const back = `back off to 2^${exponent - 1}`;
   if (seen.overflow && f.specials !== "inf_nan") {
     return `GradScaler would ${back} where the cast makes NaN of an overflow; a cast that saturates hides it.`;
   }
   if (seen.overflow) return `GradScaler would skip this step and ${back}.`;
   if (seen.doubtful) return `GradScaler may have to skip this step and ${back}.`;
-  const stay = `GradScaler would stay here, and try 2^${exponent + 1} after ${GROWTH_INTERVAL} such steps`;
+  const stay = `GradScaler would stay here, and try 2^${exponent + 1} after ${interval} such steps`;
   if (nextUp.overflow) return `${stay}, which overflows.`;
   return nextUp.doubtful ? `${stay}, which may overflow.` : `${stay}.`;
 }
@@ -46,11 +45,11 @@ export function sentences(s) {
 
 // What the traits, by name, come to; `get` gives one.
 export function readState(get) {
-  const [histograms, exponent, tensor, f, lost] = TRAITS.map(get);
+  const [histograms, exponent, tensor, f, lost, interval] = TRAITS.map(get);
   const census = histograms.find((c) => c.name === tensor);
   const fitting = fittingScales(census, f, lost);
   const [seen, nextUp] = [0, 1].map((more) => fates(census, f, exponent + more));
-  return { histograms, exponent, census, f, lost, fitting, seen, nextUp };
+  return { histograms, exponent, census, f, lost, interval, fitting, seen, nextUp };
 }
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives ---------------------------------------
@@ -163,7 +162,7 @@ function chart(act) {
 
 // --- All together -----------------------------------------------------------------------------------------
 
-const TRAITS = ["histograms", "exponent", "tensor", "format", "lost"];
+const TRAITS = ["histograms", "exponent", "tensor", "format", "lost", "growth_interval"];
 
 function render({ model, el }) {
   const act = (changes) => change(model, changes);
