@@ -118,6 +118,8 @@ def _gfloat() -> Callable[[FloatFormat], Round | None]:
         "bfloat16": gfloat.formats.format_info_bfloat16,
         "float8_e4m3fn": gfloat.formats.format_info_ocp_e4m3,
         "float8_e5m2": gfloat.formats.format_info_ocp_e5m2,
+        "float6_e2m3fn": gfloat.formats.format_info_ocp_e2m3,
+        "float6_e3m2fn": gfloat.formats.format_info_ocp_e3m2,
         "float4_e2m1fn": gfloat.formats.format_info_ocp_e2m1,
         "float8_e8m0fnu": gfloat.formats.format_info_ocp_e8m0,
     }
@@ -161,11 +163,17 @@ def _torchao_blocks(format: BlockFormat) -> Round | None:
     return lambda x: mx.MXTensor.to_mx(x, dtype, 32, mode).dequantize(torch.float32)
 
 
+def _is_a_mere_split(format: FloatFormat) -> bool:
+    """Whether exponent and mantissa bits are all that a library has to be told about a format."""
+    usual_bias = format.bias == 2 ** (format.exponent_bits - 1) - 1
+    return format.signed and usual_bias and format.name != "float32"
+
+
 def _qtorch() -> Callable[[FloatFormat], Round | None]:
     float_quantize = importlib.import_module("qtorch.quant").float_quantize
 
     def prepare(format: FloatFormat) -> Round | None:
-        if not format.signed or format.name == "float32":
+        if not _is_a_mere_split(format):
             return None
         bits = {"exp": format.exponent_bits, "man": format.mantissa_bits}
         return lambda x: float_quantize(x, **bits, rounding="nearest")
@@ -177,7 +185,7 @@ def _pychop() -> Callable[[FloatFormat], Round | None]:
     pychop = importlib.import_module("pychop")
 
     def prepare(format: FloatFormat) -> Round | None:
-        if not format.signed or format.name == "float32":
+        if not _is_a_mere_split(format):
             return None
         pychop.backend("torch")
         chop = pychop.Chop(exp_bits=format.exponent_bits, sig_bits=format.mantissa_bits, rmode=1)

@@ -2,7 +2,9 @@
 
 * `mpbook.formats.description` says what a format is, and what rounding one number to it means: the
   description and the reference path, in exact rational arithmetic.
-* `mpbook.formats.rounding` does the same to whole tensors, about as fast as copying them.
+* `mpbook.formats.rounding` does the same to whole tensors, about as fast as copying them.  What
+  it refuses is in `mpbook.formats.checks`, what a format asks for in
+  `mpbook.formats.rounding_plan`, and the arithmetic in `mpbook.formats.rounding_steps`.
 * `mpbook.formats.codes` turns tensors into codes and back, `mpbook.formats.bfloat16` by moving
   bits.
 * `mpbook.formats.blocks` shares a scale between the numbers of a block.

@@ -42,9 +42,10 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from mpbook.formats.checks import check_out, check_tensor
 from mpbook.formats.codes import encode_tensor
 from mpbook.formats.description import FloatFormat, Rounding, as_format
-from mpbook.formats.rounding import check_out, check_tensor, round_to, rounder_
+from mpbook.formats.rounding import in_place_rounder, round_to
 
 ScaleMode = Literal["floor", "round-to-nearest-even", "rceil", "ceil"]
 BlockShape = Literal["tensor", "row"] | tuple[int, int]
@@ -109,12 +110,9 @@ def _is_tile(block: object) -> bool:
     return is_pair and all(type(n) is int and n > 0 for n in cast(tuple[int, int], block))
 
 
-FLOAT6_E2M3FN = FloatFormat("float6_e2m3fn", 2, 3, specials="none")
-FLOAT6_E3M2FN = FloatFormat("float6_e3m2fn", 3, 2, specials="none")
-
-
 def _block_formats() -> dict[str, BlockFormat]:
     e4m3, e5m2, e2m1 = map(as_format, ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"))
+    e2m3, e3m2 = map(as_format, ("float6_e2m3fn", "float6_e3m2fn"))
     float32, e8m0 = as_format("float32"), as_format("float8_e8m0fnu")
     described = (
         BlockFormat("fp8_per_tensor", e4m3, "tensor", float32),
@@ -123,8 +121,8 @@ def _block_formats() -> dict[str, BlockFormat]:
         BlockFormat("fp8_128x128", e4m3, (128, 128), float32),
         BlockFormat("mxfp8_e4m3", e4m3, (1, 32), e8m0),
         BlockFormat("mxfp8_e5m2", e5m2, (1, 32), e8m0),
-        BlockFormat("mxfp6_e2m3", FLOAT6_E2M3FN, (1, 32), e8m0),
-        BlockFormat("mxfp6_e3m2", FLOAT6_E3M2FN, (1, 32), e8m0),
+        BlockFormat("mxfp6_e2m3", e2m3, (1, 32), e8m0),
+        BlockFormat("mxfp6_e3m2", e3m2, (1, 32), e8m0),
         BlockFormat("mxfp4", e2m1, (1, 32), e8m0),
         BlockFormat("nvfp4", e2m1, (1, 16), e4m3, tensor_scale=True),
     )
@@ -291,7 +289,7 @@ def _quantise(
     tiles, targets = _as_tiles(x, block_format), _as_tiles(values, block_format)
     grid_of_tiles = scales.view(tiles.shape[0], 1, tiles.shape[2], 1)
     pieces = list(_pieces(tiles))
-    round_elements = _rounder(block_format, rounding, generator, tiles[pieces[0]])
+    round_elements = _element_rounder(block_format, rounding, generator, tiles[pieces[0]])
     for part in pieces:
         own = _scales(_largest(tiles[part]), block_format, scale_mode, tensor_scale)
         grid_of_tiles[part] = own
@@ -340,13 +338,13 @@ def _largest(tiles: Tensor) -> Tensor:
     return torch.maximum(highest.abs_(), lowest.abs_())
 
 
-def _rounder(
+def _element_rounder(
     block_format: BlockFormat, rounding: Rounding, generator: torch.Generator | None, piece: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], None]:
     """A function from a piece of the tiles, its scales and where to write the elements."""
     in_float32 = rounding in ("nearest-even", "stochastic")  # or as wide as the tensor
     like = piece if in_float32 else piece.double()
-    round_ = rounder_(
+    round_ = in_place_rounder(
         block_format.element,
         rounding=rounding,
         overflow="saturate",

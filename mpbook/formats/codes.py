@@ -12,8 +12,10 @@ import math
 import torch
 from torch import Tensor
 
+from mpbook.formats.checks import check_tensor
 from mpbook.formats.description import FloatFormat, Overflow, Rounding, as_format, nan_code
-from mpbook.formats.rounding import check_tensor, power_of_two, round_to
+from mpbook.formats.rounding import round_to
+from mpbook.formats.rounding_steps import power_of_two
 
 
 def ulp(x: Tensor, format: str | torch.dtype | FloatFormat) -> Tensor:

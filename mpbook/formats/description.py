@@ -178,6 +178,8 @@ def _check_fields(format: FloatFormat) -> None:
 
 
 def _formats() -> dict[str, FloatFormat]:
+    # IEEE 754-2019; NVIDIA's TF32; bfloat16 and the formats of the OCP's specifications OFP8 v1.0
+    # and MX v1.0; "fnuz": Noune et al., arXiv:2206.02915 (2022), as in LLVM and on AMD's MI300.
     described = (
         FloatFormat("float32", 8, 23),
         FloatFormat("tfloat32", 8, 10),
@@ -185,6 +187,10 @@ def _formats() -> dict[str, FloatFormat]:
         FloatFormat("bfloat16", 8, 7),
         FloatFormat("float8_e4m3fn", 4, 3, specials="nan"),
         FloatFormat("float8_e5m2", 5, 2),
+        FloatFormat("float8_e4m3fnuz", 4, 3, bias=8, specials="nan_is_negative_zero"),
+        FloatFormat("float8_e5m2fnuz", 5, 2, bias=16, specials="nan_is_negative_zero"),
+        FloatFormat("float6_e2m3fn", 2, 3, specials="none"),
+        FloatFormat("float6_e3m2fn", 3, 2, specials="none"),
         FloatFormat("float4_e2m1fn", 2, 1, specials="none"),
         FloatFormat("float8_e8m0fnu", 8, 0, specials="nan", signed=False, subnormals=False),
     )
@@ -192,7 +198,10 @@ def _formats() -> dict[str, FloatFormat]:
 
 
 FORMATS: dict[str, FloatFormat] = _formats()
-"""The formats of this book by name, widest range of use first."""
+"""The formats of this book by name, wide ones first; explorers and benchmarks offer these.
+
+A format that is added here wants a colour and a word in the glossary; CONTRIBUTING.md says where.
+"""
 
 
 def as_format(format: str | torch.dtype | FloatFormat) -> FloatFormat:

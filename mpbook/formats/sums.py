@@ -34,7 +34,7 @@ Format = str | torch.dtype | FloatFormat
 Round = Callable[[Tensor], Tensor]
 
 
-def rounder(
+def sum_rounder(
     format: Format,
     rounding: Rounding = "nearest-even",
     generator: torch.Generator | None = None,
@@ -44,7 +44,7 @@ def rounder(
     Raises:
         ValueError, TypeError: as `mpbook.formats.round_to`, when the function is called.
 
-    >>> rounder("bfloat16")(torch.tensor([256.0 + 1.0], dtype=torch.float64))
+    >>> sum_rounder("bfloat16")(torch.tensor([256.0 + 1.0], dtype=torch.float64))
     tensor([256.], dtype=torch.float64)
     """
     format = as_format(format)
@@ -117,7 +117,7 @@ def running_sums(
     >>> running_sums(torch.tensor([255.0, 1, 1, 2]), "bfloat16").tolist()
     [255.0, 256.0, 256.0, 258.0]
     """
-    add = rounder(format, rounding, generator)
+    add = sum_rounder(format, rounding, generator)
     terms = _terms(terms, format)
     totals, total = [terms[..., :0]], torch.zeros_like(terms[..., :1])
     for term in terms.split(1, -1):
@@ -141,7 +141,7 @@ def pairwise_sum(
     >>> pairwise_sum(torch.ones(1000), "bfloat16")
     tensor(1000., dtype=torch.float64)
     """
-    add = rounder(format, rounding, generator)
+    add = sum_rounder(format, rounding, generator)
     totals = _terms(terms, format)
     while totals.shape[-1] > 1:
         if totals.shape[-1] % 2:
@@ -176,7 +176,7 @@ def kahan_sums(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Every total on the way of `kahan_sum`, in the shape of the terms."""
-    add = rounder(format, rounding, generator)
+    add = sum_rounder(format, rounding, generator)
     terms = _terms(terms, format)
     totals, total = [terms[..., :0]], torch.zeros_like(terms[..., :1])
     lost = torch.zeros_like(total)  # what the total owes

@@ -39,10 +39,6 @@ from mpbook.formats import (
 )
 
 OTHERS = (
-    FloatFormat("float8_e4m3fnuz", 4, 3, bias=8, specials="nan_is_negative_zero"),
-    FloatFormat("float8_e5m2fnuz", 5, 2, bias=16, specials="nan_is_negative_zero"),
-    FloatFormat("float6_e3m2fn", 3, 2, specials="none"),
-    FloatFormat("float6_e2m3fn", 2, 3, specials="none"),
     FloatFormat("odd_bias", 4, 3, bias=-3),
     FloatFormat("fixed_like", 1, 4, specials="none"),
     FloatFormat("unsigned", 5, 3, signed=False),

@@ -64,7 +64,7 @@ def test_powers_are_set_as_superscripts(load_module: LoadModule) -> None:
 def test_colours_of_formats_are_those_of_the_plots() -> None:
     css = (STATIC / "explorers.css").read_text("utf-8")
     hues = re.findall(r'\[data-format="(\w+)"\] \{ --mp-hue: var\(--mp-([\w-]+), (#\w+)\)', css)
-    assert len(hues) == 5
+    assert len(hues) == 7
     for name, variable, colour in hues:
         assert variable == name.replace("_", "-")
         assert colour == COLOURS[name]

@@ -13,6 +13,7 @@ from test_formats import INVENTED, OTHERS, ROUNDINGS, hard_inputs
 
 import mpbook.formats.counter_hash
 import mpbook.formats.rounding
+import mpbook.formats.rounding_steps
 from mpbook.formats import (
     FORMATS,
     FloatFormat,
@@ -219,7 +220,7 @@ def test_parameters_can_be_rounded_in_place():
 def test_the_block_size_changes_nothing(format, rounding, monkeypatch):
     x = float32_inputs(2**16)[: 2**17 - 5]
     at_once = rounded(x, format, rounding)
-    monkeypatch.setattr(mpbook.formats.rounding, "CPU_BLOCK", 10_000)
+    monkeypatch.setattr(mpbook.formats.rounding_steps, "CPU_BLOCK", 10_000)
     assert same(rounded(x, format, rounding), at_once)
 
 

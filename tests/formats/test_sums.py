@@ -21,9 +21,9 @@ from mpbook.formats.sums import (
     kahan_sums,
     overflow_rule,
     pairwise_sum,
-    rounder,
     running_sum,
     running_sums,
+    sum_rounder,
 )
 
 NATIVE = [torch.float32, torch.float16, torch.bfloat16]
@@ -152,11 +152,11 @@ def test_all_sums_are_exact_where_nothing_rounds(terms: list[float]) -> None:
         assert total(whole, "float16") == exact_sum(whole)
 
 
-def test_the_fast_rounder_is_the_general_one() -> None:
+def test_the_fast_sum_rounder_is_the_general_one() -> None:
     for dtype in NATIVE:
         left, right = (round_to(x, dtype, overflow="inf") for x in uniform(2, 10**5) * 300)
         sums = left.double() + right.double()
-        assert torch.equal(rounder(dtype)(sums), round_to(sums, dtype, overflow="inf").double())
+        assert torch.equal(sum_rounder(dtype)(sums), round_to(sums, dtype, overflow="inf").double())
 
 
 def test_exact_sum_does_not_cancel() -> None:

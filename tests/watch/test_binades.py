@@ -167,10 +167,10 @@ NUMPY_FORMATS = {
     FORMATS["float4_e2m1fn"]: ml_dtypes.float4_e2m1fn,
     FloatFormat("float8_e4m3", 4, 3): ml_dtypes.float8_e4m3,
     FloatFormat("float8_e3m4", 3, 4): ml_dtypes.float8_e3m4,
-    FloatFormat("float6_e2m3fn", 2, 3, specials="none"): ml_dtypes.float6_e2m3fn,
-    FloatFormat("float6_e3m2fn", 3, 2, specials="none"): ml_dtypes.float6_e3m2fn,
-    FloatFormat("e4m3fnuz", 4, 3, 8, specials="nan_is_negative_zero"): ml_dtypes.float8_e4m3fnuz,
-    FloatFormat("e5m2fnuz", 5, 2, 16, specials="nan_is_negative_zero"): ml_dtypes.float8_e5m2fnuz,
+    FORMATS["float6_e2m3fn"]: ml_dtypes.float6_e2m3fn,
+    FORMATS["float6_e3m2fn"]: ml_dtypes.float6_e3m2fn,
+    FORMATS["float8_e4m3fnuz"]: ml_dtypes.float8_e4m3fnuz,
+    FORMATS["float8_e5m2fnuz"]: ml_dtypes.float8_e5m2fnuz,
 }
 FIRST_OVERFLOW = {"float4_e2m1fn": 7.0, "float6_e2m3fn": 7.75, "float6_e3m2fn": 30.0}
 """Formats that saturate: the middle between the largest number and the one that would follow."""

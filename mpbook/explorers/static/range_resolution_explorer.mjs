@@ -58,6 +58,8 @@ const NOTES = {
   float8_e5m2: "float16 with eight mantissa bits cut off.",
   float8_e4m3: "The top exponent stands for infinity and NaN, as in every IEEE format, so it ends at 240. PyTorch's float8_e4m3fn reaches 448.",
   float8_e4m3fn: "All of the top exponent but one code, NaN, are numbers, so it reaches 448, and has no infinity.",
+  float8_e4m3fnuz: "The bias is 8, so it ends at 240 and begins a binade below float8_e4m3fn. The code of −0 is its NaN.",
+  float8_e5m2fnuz: "The bias is 16, so it begins a binade below float8_e5m2. The code of −0 is its NaN.",
 };
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives -------------------------------------------

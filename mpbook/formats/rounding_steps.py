@@ -1,0 +1,269 @@
+"""The steps of rounding, in place over memory, about as fast as copying it.
+
+The rounding itself is one line of arithmetic: with q = ulp(x), the gap between the format's
+numbers around x, the result is ``round(x / q) * q``.  Every step is exact, since q is a power of
+two.  What remains is to find q without a logarithm, and to do it all without wasting memory
+traffic, which is where the time goes:
+
+* **q comes from the bits.**  A float's exponent field *is* the logarithm: mask the rest away and
+  what is left, read as a float, is the power of two p below the magnitude of x.  With m mantissa
+  bits, q = p / 2**m.
+* **Blocks.**  Run over a large tensor, each operation would fetch it from memory again.  Here
+  a block that fits into the cache goes through all of them, in place, in scratch that is reused.
+* **No boolean masks.**  They cost several times an arithmetic pass.  Clamping does the
+  saturation, overflow to infinity happens by itself, and NaN spreads by multiplication.
+* **Under torch.compile** the same steps run once, on the whole tensor, and fuse into one loop.
+
+Formats with float32's own exponents take an older short cut (`_round_by_carry_`), float64 tensors
+and formats that float32 cannot hold do the same in float64.  The tests prove all of them equal to
+the reference path of `mpbook.formats`, bit by bit; ``make exhaustive`` does so for all 2**32
+float32 inputs.
+
+Taught in the chapter "Rounding and sums".
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mpbook.formats.counter_hash import hash_counters_
+from mpbook.formats.description import DRAW_BITS, Rounding
+from mpbook.formats.rounding_plan import EXPONENT_BIAS, Plan
+
+CPU_BLOCK = 2**19
+"""Elements that a CPU rounds at a time: their scratch fits into a core's cache."""
+
+DEVICE_BLOCK = 2**26
+"""The same elsewhere, where launching an operation costs more than memory traffic."""
+
+_EXPONENT_MASK = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
+_STORED_BITS = {torch.float32: 23, torch.float64: 52}
+
+# --- Block after block, or all at once ---------------------------------------------------------
+
+
+def block_size(plan: Plan, device: torch.device) -> int:
+    """How many elements go through the steps together."""
+    block = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+    return block // 4 if plan.rounding == "stochastic" else block  # that takes more scratch
+
+
+def round_in_blocks(
+    x: Tensor,
+    out: Tensor,
+    plan: Plan,
+    keys: Tensor | None,
+    scratch: dict[str, Tensor] | None = None,
+) -> None:
+    """Round a flat tensor so that all the steps meet a block in the cache."""
+    block = block_size(plan, x.device)
+    scratch = scratch_for(min(block, x.numel()), plan, x.device) if scratch is None else scratch
+    for i, (part, result) in enumerate(zip(x.split(block), out.split(block), strict=True)):
+        if part.numel() < block:
+            scratch = {name: memory[: part.numel()] for name, memory in scratch.items()}
+        _round_block(part, result, plan, scratch, keys, first=i * block)
+
+
+def round_whole(x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None) -> None:
+    """The same at once, for torch.compile, which fuses it into one loop without any scratch."""
+    _round_block(x, out, plan, scratch_for(x.numel(), plan, x.device), keys, first=0)
+
+
+def scratch_for(size: int, plan: Plan, device: torch.device) -> dict[str, Tensor]:
+    """The memory that the steps write to, block after block."""
+    dtypes = {"value": plan.dtype, "power": plan.dtype, "native": plan.native}
+    if plan.rounding in ("toward-zero", "stochastic"):
+        dtypes |= {"whole": plan.dtype}
+    if plan.rounding == "stochastic":
+        dtypes |= {"magnitude": plan.dtype, "draw": plan.dtype}
+        dtypes |= {"hash": torch.int32, "fold": torch.int32}
+    scratch = {
+        name: torch.empty(size, dtype=dtype, device=device)
+        for name, dtype in dtypes.items()
+        if dtype is not None
+    }
+    if plan.rounding == "stochastic":
+        scratch["counters"] = torch.arange(size, dtype=torch.int32, device=device)
+    return scratch
+
+
+def _round_block(
+    x: Tensor,
+    out: Tensor,
+    plan: Plan,
+    scratch: dict[str, Tensor],
+    keys: Tensor | None,
+    first: int,
+) -> None:
+    """Round the flat block that begins at element ``first``; ``out`` may be ``x``."""
+    value = out if out.dtype == plan.dtype else scratch["value"]
+    infinite = x.isinf() if plan.infinities_differ else None
+    _cut_off(x, value, plan)
+    if keys is not None:
+        torch.add(scratch["counters"], first, out=scratch["hash"])
+        hash_counters_(scratch["hash"], keys, scratch["fold"])
+    casts = plan.native is not None and not torch.compiler.is_compiling()
+    if casts:
+        value.copy_(scratch["native"].copy_(value))  # the compiler would leave both copies out
+    elif plan.carries:
+        _round_by_carry_(value, plan, scratch)
+    else:
+        _round_by_ulp_(value, plan, scratch)
+    if not (casts and plan.overflow == "inf"):
+        _apply_overflow_(value, plan)
+    if infinite is not None:
+        value.mul_(torch.where(infinite, math.inf if plan.overflow == "inf" else math.nan, 1.0))
+    if not plan.format.has_negative_zero:
+        _drop_negative_zeros_(value)
+    if value is not out:
+        out.copy_(value)
+
+
+# --- The steps ---------------------------------------------------------------------------------
+
+
+def _cut_off(x: Tensor, value: Tensor, plan: Plan) -> None:
+    """Write ``x`` to ``value``, clamped to the range that can matter; NaN passes."""
+    if x.dtype == value.dtype and plan.format.signed:
+        torch.clamp(x, plan.low, plan.high, out=value)
+        return
+    value.copy_(x)
+    if not plan.format.signed:  # negative numbers become NaN, as they are not above this one:
+        largest_negative = -torch.finfo(value.dtype).smallest_normal * torch.finfo(value.dtype).eps
+        torch.threshold_(value, largest_negative, math.nan)
+    value.clamp_(plan.low, plan.high)
+
+
+def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> None:
+    """``round(x / ulp) * ulp``: nothing but the rounding itself is inexact."""
+    if plan.format.lowest_binade > 0:
+        _lift_(value)
+    power = power_of_two(value, out=scratch["power"])
+    power.clamp_(*plan.powers)  # subnormals share the smallest ulp
+    ulps = 2.0**plan.format.mantissa_bits  # in that power of two
+    if torch.compiler.is_compiling():
+        # Compiled for a GPU, a division is approximate.  A power of two p has an exponent field
+        # e and nothing else; flipping its bits gives 255 - e, which is exactly 2 / p.
+        reciprocal = (_bits(power) ^ _EXPONENT_MASK[power.dtype]).view(power.dtype)
+        value.mul_(reciprocal).mul_(0.5 * ulps)
+        _round_units_(value, plan.rounding, scratch)
+        value.mul_(power).mul_(1 / ulps)
+    elif plan.headroom <= plan.format.mantissa_bits + 1:  # the products below could overflow
+        value.div_(power).mul_(ulps)
+        _round_units_(value, plan.rounding, scratch)
+        value.mul_(1 / ulps).mul_(power)
+    else:  # two products in one pass; a sum with -0 leaves zeros of both signs alone
+        nothing = value.new_full((), -0.0)
+        torch.addcdiv(nothing, value, power, value=ulps, out=value)
+        _round_units_(value, plan.rounding, scratch)
+        torch.addcmul(nothing, value, power, value=1 / ulps, out=value)
+
+
+def _round_units_(units: Tensor, rounding: Rounding, scratch: dict[str, Tensor]) -> None:
+    """Round to whole numbers, in place; zeros keep their sign."""
+    match rounding:
+        case "nearest-even":
+            units.round_()
+        case "toward-zero":
+            whole = torch.abs(units, out=scratch["whole"]).floor_()
+            torch.copysign(whole, units, out=units)  # torch.trunc takes ten times as long
+        case "up":
+            units.ceil_()
+        case "down":
+            units.floor_()
+        case "stochastic":
+            _round_by_draw_(units, scratch)
+
+
+def power_of_two(value: Tensor, *, out: Tensor) -> Tensor:
+    """The power of two at or below each magnitude; 0 below the normal numbers."""
+    # It is what remains of a float without its sign and mantissa.
+    torch.bitwise_and(_bits(value), _EXPONENT_MASK[out.dtype], out=_bits(out))
+    return out
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of floats, as integers in the same memory."""
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int64)
+
+
+def _lift_(value: Tensor) -> None:
+    """Raise tiny magnitudes to 2**-100, which rounds alike where the smallest number is > 1.
+
+    Their quotient by an ulp could underflow to 0, and rounding up would miss them.
+    """
+    tiny = (value != 0) & (value.abs() < 2.0**-100)
+    value.copy_(torch.where(tiny, torch.copysign(torch.full_like(value, 2.0**-100), value), value))
+
+
+def _round_by_draw_(units: Tensor, scratch: dict[str, Tensor]) -> None:
+    """Stochastic rounding to whole units: away from zero where the draw is below the fraction.
+
+    The draw is one of 2**23 numbers, evenly spaced in (0, 1).  Of these exactly j lie below
+    j / 2**23, so the mean is right; none lies below 0, so whole numbers never move.
+    """
+    draw, whole = scratch["draw"], scratch["whole"]
+    bits = scratch["hash"].bitwise_right_shift_(32 - DRAW_BITS).bitwise_and_(2**DRAW_BITS - 1)
+    # Counted from 1 down: as in `_round_by_carry_`, large bits round away.
+    draw.copy_(bits).mul_(-(2.0**-DRAW_BITS)).add_(1 - 2.0 ** -(DRAW_BITS + 1))
+    magnitude = torch.abs(units, out=scratch["magnitude"])
+    torch.floor(magnitude, out=whole)
+    magnitude.sub_(whole)  # the fraction
+    magnitude.sub_(draw).ceil_()  # 1 where the fraction is larger, else 0
+    torch.copysign(magnitude.add_(whole), units, out=units)
+
+
+def _round_by_carry_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> None:
+    """Rounding for formats with the exponents of float32: add to the bits, then cut them off.
+
+    Read as integers, floats of one sign are in order, and the next float is the next integer.
+    So what is added below the cut carries into the kept bits just where the result is to go away
+    from zero: into the next binade, out of the subnormals, up to infinity.
+    """
+    cut = _STORED_BITS[value.dtype] - plan.format.mantissa_bits
+    if cut == 0:
+        return
+    bits, added = _bits(value), _bits(scratch["power"])
+    one_or_nan = torch.clamp(value, 1, 1, out=scratch["value"])  # a carry may undo a NaN
+    below = 2**cut - 1
+    match plan.rounding:
+        case "nearest-even":  # just under a half, and the last kept bit: a tie goes to even
+            torch.bitwise_right_shift(bits, cut, out=added).bitwise_and_(1).add_(below >> 1)
+        case "toward-zero":
+            added.zero_()
+        case "up" | "down":  # a shifted sign is 0 or all ones: everything, if on that side
+            torch.bitwise_right_shift(bits, 31, out=added)
+            added.bitwise_xor_(0 if plan.rounding == "down" else -1).bitwise_and_(below)
+        case "stochastic":
+            torch.bitwise_right_shift(scratch["hash"], 32 - cut, out=added).bitwise_and_(below)
+    bits.add_(added).bitwise_and_(~below)
+    value.mul_(one_or_nan)
+
+
+def _drop_negative_zeros_(value: Tensor) -> None:
+    """Turn -0 into +0."""
+    if not torch.compiler.is_compiling():
+        value.add_(0.0)  # -0 + 0 = +0
+        return
+    # torch's compiler leaves out the addition of a 0, from torch 2.14 on also of a plain number
+    # (`remove_no_ops`), and compilers below it may take floats of either sign for the same zero.
+    # Not so integers: here -0 is the smallest of all, and no other number looks like it.
+    bits = _bits(value)
+    bits.copy_(torch.where(bits == torch.iinfo(bits.dtype).min, 0, bits))
+
+
+def _apply_overflow_(value: Tensor, plan: Plan) -> None:
+    """Turn what came out beyond `max` into what the overflow rule says."""
+    rule, beyond = plan.overflow, plan.beyond
+    if rule == "saturate" or beyond == plan.format.max or (rule == "inf" and beyond == math.inf):
+        return
+    if rule == "inf" and plan.headroom < EXPONENT_BIAS[value.dtype]:
+        # Scaled until `max` lies in the last binade of all, what is beyond becomes infinite.
+        value.mul_(2.0**plan.headroom).mul_(2.0**-plan.headroom)
+        return
+    replacement = -math.inf if rule == "inf" else math.nan
+    for _sign in (-1, 1):  # `threshold_` replaces what is not above its first argument
+        torch.threshold_(value, -beyond, replacement).neg_()
