@@ -50,13 +50,14 @@ lint: $(STAMP) ## Check style, types and the book's own rules
 	$(BIN)/mypy
 	$(BIN)/python book/_tools/lint.py
 
-lock: ## Compile requirements.txt from pyproject.toml's ranges
+lock: ## Compile requirements.txt from pyproject.toml's ranges; UPGRADE=1 takes newer versions
 	$(PYTHON) -m venv --clear $(LOCK)
 	$(LOCK)/bin/python -m pip install -qq uv
 	@# One lock for Python 3.11 to 3.13 on Linux and macOS. What torch needs for CUDA is left out:
-	@# the torch that pip picks for a machine brings it along.
+	@# the torch that pip picks for a machine brings it along. A version stays unless it must go.
+	cp requirements.txt $(LOCK)/all.txt
 	$(LOCK)/bin/uv pip compile pyproject.toml --extra notebook --extra book --extra test --universal --python-version 3.11 \
-	  --fork-strategy fewest --no-annotate --no-header --quiet -o $(LOCK)/all.txt
+	  --fork-strategy fewest --no-annotate --no-header --quiet $(if $(UPGRADE),--upgrade) -o $(LOCK)/all.txt
 	@{ echo '# Written by `make lock`: every package of the book, on Python 3.11, 3.12 and 3.13.'; \
 	   grep -vE '^(nvidia-|cuda-|triton)' $(LOCK)/all.txt; } > requirements.txt
 
