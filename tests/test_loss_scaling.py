@@ -1121,7 +1121,9 @@ NO_SCALES = [0.0, -1.0, math.inf, -math.inf, math.nan, True, "65536", 1e39, 1e-3
 @pytest.mark.parametrize("scale", NO_SCALES, ids=str)
 @pytest.mark.parametrize("kind", [StaticLossScaler, DynamicLossScaler])
 def test_impossible_scales_are_refused(kind, scale):
-    with pytest.raises(ValueError, match=r"^scale=.*: expected a positive number that float32 holds"):
+    with pytest.raises(
+        ValueError, match=r"^scale=.*: expected a positive number that float32 holds"
+    ):
         kind(scale)
     scaler = kind(4.0)
     parameter, optimizer = with_gradient(torch.ones(2))

@@ -82,7 +82,15 @@ class LossScaleExplorer(Explorer):
 
     _esm = linked(STATIC / "loss_scale_explorer.mjs")
     _twin = "loss_scale_explorer"
-    _twin_traits = ("histograms", "exponent", "tensor", "format", "lost", "formats", "growth_interval")
+    _twin_traits = (
+        "histograms",
+        "exponent",
+        "tensor",
+        "format",
+        "lost",
+        "formats",
+        "growth_interval",
+    )
 
     histograms = Checked(as_censuses, [], read_only=True).tag(sync=True)
     exponent = Checked(_as_exponent, 0).tag(sync=True)

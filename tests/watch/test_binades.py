@@ -346,7 +346,9 @@ def test_a_tensor_that_divides_by_nonsense_writes_nowhere_else(device):
 
 @pytest.mark.parametrize("divisor", [0.0, -2.0, math.inf, math.nan, 2.0**128, 2.0**-128])
 def test_divisors_out_of_range_are_refused(divisor):
-    with pytest.raises(ValueError, match=r"divisor=.*expected a positive number that float32 holds"):
+    with pytest.raises(
+        ValueError, match=r"divisor=.*expected a positive number that float32 holds"
+    ):
         counted(torch.ones(1), divisor=divisor)
 
 
