@@ -7,8 +7,8 @@ module of the concept you need:
 * `mpbook.precision`: the dtypes, loss scale and rounding of one way to train
 * `mpbook.device`: what this machine does natively, emulates or lacks, and how that was found
 * `mpbook.training`: one training loop, in which the precision is the only variable
-* `mpbook.training.comparison`: several precisions over paired seeds, with intervals and a verdict
-* `mpbook.watch.probe`: where your model's numbers lie, and whether it needs loss scaling
+* `mpbook.training.compare`: several precisions over paired seeds, with intervals and a verdict
+* `mpbook.watch.Probe`: where your model's numbers lie, and whether it needs loss scaling
 * `mpbook.watch.lost_updates`: how many of its updates 16-bit weights swallow
 * `mpbook.autocast.trace`: what autocast did to it, cast by cast
 * `mpbook.master_weights`, `mpbook.loss_scaling`: the cures, for any torch optimizer

@@ -1,11 +1,14 @@
 """Training in one precision, and comparing several: `train` and `compare`.
 
 * `mpbook.training.loop` is the loop in which precision is the only variable.
-* `mpbook.training.comparison` runs it over precisions and seeds, `mpbook.training.paired` says what
-  the differences settle, `mpbook.training.nudge` makes the control.
+* `mpbook.training.comparison_runs` runs it over precisions and seeds, `mpbook.training.nudge` makes
+  the control.
+* `mpbook.training.comparison` says what the runs show, `mpbook.training.paired` what differences
+  within pairs of them settle, and `mpbook.training.comparison_figure` draws it.
 """
 
-from mpbook.training.comparison import Comparison, compare
+from mpbook.training.comparison import Comparison
+from mpbook.training.comparison_runs import compare
 from mpbook.training.loop import Trainer, environment, loss_of, prepare, train, training_step
 from mpbook.training.nudge import nudged
 from mpbook.training.paired import PairedDifference, t_test_power
