@@ -21,6 +21,10 @@ where several passes accumulate, each counts on its own, and not their sum.  A w
 share is one weight, under its first name.  Tensors that are not real floating-point are passed by,
 and so is what compiled code computes, or a transform of `torch.func`.
 
+What does not show.  An activation is seen where a module puts it out.  What is computed inside of a
+module, such as the products of an attention before the softmax, may overflow unseen: put what you
+suspect into a module of its own, as small as ``nn.Identity``.
+
 What it costs.  Counting takes a few operations an element, in float64 on a GPU, which is not
 waited for, but by a fused optimizer under a `torch.amp.GradScaler`; `updates` keep a copy of the
 weights during the optimizer's step.  ``every=10`` watches every tenth step, at a tenth of the cost.
