@@ -151,7 +151,8 @@ class BinCounter:
         """Count the values of ``x / divisor``.
 
         Args:
-            x: a real floating-point tensor; a sparse one counts with its zeros.
+            x: a real floating-point tensor; a sparse one counts with its zeros, a nested one
+                without what would pad it.
             divisor: a loss scale: see `mpbook.precision.checked_loss_scale`.  A power of two
                 costs nothing and rounds nothing; any other divides in float64.  A tensor is not
                 waited for and not checked.
@@ -168,7 +169,8 @@ class BinCounter:
         key, size = (x.device, lowest), _FIRST + length * len(PARTS)
         if key not in self._counts:
             self._counts[key] = torch.zeros(size, dtype=torch.int64, device=x.device)
-        x = x.detach() if x.layout is torch.strided else x.detach().to_dense()
+        x = x.detach().values() if x.is_nested else x.detach()
+        x = x if x.layout is torch.strided else x.to_dense()
         for block in x.reshape(-1).split(CPU_BLOCK if x.device.type == "cpu" else DEVICE_BLOCK):
             counted = _count(block, lowest, size, divide)
             _add_shifted(self._counts[key], counted, -binades * len(PARTS))

@@ -39,6 +39,7 @@ from mpbook.master_weights import (
     without_hooks,
 )
 from mpbook.notebook import Table
+from mpbook.watch.optimizer_steps import with_wrapped
 
 
 @dataclass
@@ -109,7 +110,8 @@ def updates_lost(
 
     Training goes on exactly as without: not a bit of weights, optimizer or random state differs.
     Any torch optimizer will do, over float16, bfloat16 or float32 parameters, and any wrapper of
-    `mpbook.master_weights`.  A step that is skipped, or that fails, is not counted.
+    `mpbook.master_weights`, also inside the wrapper of another library.  A step that is skipped, or
+    that fails, is not counted.
 
     Args:
         model: whose parameters the optimizer updates; they are counted under its names.
@@ -136,7 +138,7 @@ def updates_lost(
     handles = [
         watch.watched.register_step_pre_hook(watch.before),
         watch.watched.register_step_post_hook(watch.updated),
-        optimizer.register_step_post_hook(watch.after),  # a wrapper has rounded only by now
+        watch.outer.register_step_post_hook(watch.after),  # a wrapper has rounded only by now
     ]
     try:
         yield watch.lost
@@ -151,7 +153,9 @@ class _Watch:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int):
         if every < 1:
             raise ValueError(f"every={every}: expected at least 1")
+        optimizer = _that_updates(optimizer)
         self.wrapper = optimizer if isinstance(optimizer, Float32Updates) else None
+        self.outer = optimizer
         self.watched = optimizer if self.wrapper is None else self.wrapper.optimizer
         stands_in = {} if self.wrapper is None else self.wrapper.copies
         held = set(parameters_of(optimizer))
@@ -211,6 +215,12 @@ class _Watch:
         if isinstance(self.wrapper, StochasticRounding):
             lost = torch.zeros_like(lost)  # another draw would have moved it
         return torch.stack([moves.sum(), lost.sum(), unmoved.sum()])
+
+
+def _that_updates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The wrapper of `mpbook.master_weights` or the plain optimizer inside whatever wraps it."""
+    found = with_wrapped(optimizer)
+    return next((one for one in found if isinstance(one, Float32Updates)), found[-1])
 
 
 def _moves_in_float32(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:

@@ -43,7 +43,7 @@ def explorer(exponent: int = 0, **options: Any) -> LossScaleExplorer:
 
 def test_growth_interval_and_factors_are_grad_scalers() -> None:
     scaler = torch.amp.GradScaler("cpu")
-    assert scaler.get_growth_interval() == GROWTH_INTERVAL
+    assert scaler.get_growth_interval() == GROWTH_INTERVAL == explorer().growth_interval
     assert (scaler.get_growth_factor(), scaler.get_backoff_factor()) == (2, 0.5)
 
 
@@ -145,6 +145,8 @@ def test_the_page_says_what_python_says(load_module: LoadModule) -> None:
         )
         for _ in range(150)
     ]
+    for one in found:
+        one.set_trait("growth_interval", random.choice([1, 20, 2000]))
     states = [one.get_state(one._twin_traits) for one in found]
     page = load_module("loss_scale_explorer")
     assert page.evaluate(SENTENCES, states) == [one.sentences() for one in found]
