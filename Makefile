@@ -10,10 +10,10 @@ STAMP  := $(VENV)/.installed
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test exhaustive lab refresh lint lock clean
+.PHONY: help book read test exhaustive portability versions lab refresh lint lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
@@ -37,6 +37,12 @@ test: $(STAMP) ## Run every test, the notebooks' included
 
 exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about ten minutes
 	$(BIN)/python tests/exhaustive.py
+
+portability: $(STAMP) ## Run the suite as other machines would, for about an hour; WHICH="avx2 cu130" names a few
+	$(BIN)/python tests/portability.py --which "$(WHICH)"
+
+versions: $(STAMP) ## Run the suite on other torches and Pythons, gigabytes each; ONLY=torch2.15.0 names a few
+	$(BIN)/python tests/versions.py --only "$(ONLY)"
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab book

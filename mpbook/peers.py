@@ -62,8 +62,13 @@ def installed() -> list[Peer]:
         except Exception:  # a peer that is absent or does not load on this machine
             continue
         blocks = _torchao_blocks if name == "torchao" else lambda _: None
-        found.append(Peer(name, importlib.metadata.version(name), prepare, blocks))
+        found.append(Peer(name, _version(name), prepare, blocks))
     return found
+
+
+def _version(name: str) -> str:
+    """Torch's own, with its build: PyPI's wheel calls itself 2.13.0+cu130, its package 2.13.0."""
+    return str(torch.__version__) if name == "torch" else importlib.metadata.version(name)
 
 
 @contextmanager

@@ -416,16 +416,18 @@ def test_partial_sums_may_leave_the_range_of_float16() -> None:
         assert (x[:, :2] @ ones[:2]).isinf().all()
 
 
-def test_products_agree_with_torchs_own_kernels_up_to_the_order_of_additions() -> None:
+def test_products_are_those_of_float64_rounded_once() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).half() for _ in range(2))
     image, kernel = a.view(4, 4, 16, 16), b[:36, :16].reshape(16, 4, 3, 3)
     for function, left, right in ((torch.mm, a, b), (functional.conv2d, image, kernel)):
-        native = function(left, right)
+        exact = function(left.double(), right.double())
         with Float32Accumulation():
             emulated = function(left, right)
-        assert (emulated == native).double().mean() > 0.97
-        assert torch.allclose(emulated.float(), native.float(), rtol=2e-3, atol=2e-3)
+        assert (emulated == exact.half()).double().mean() > 0.97
+        assert torch.allclose(emulated.double(), exact, rtol=2**-10, atol=1e-3)
+        # Torch's own kernel may add up in float16, in any order: 64 terms of at most 60 in all.
+        assert torch.allclose(function(left, right).float(), emulated.float(), rtol=0, atol=0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -523,7 +525,7 @@ def test_attention_is_that_of_float64_rounded_once(
     assert torch.allclose(emulated.double(), exact, rtol=2**-10, atol=1e-6)
     assert not any(half for _, half in spy.products)
     native = attend(*(x.half() for x in (query, key, value)), **half_options)
-    assert torch.allclose(emulated, native, rtol=0, atol=4e-3)
+    assert torch.allclose(emulated, native, rtol=0, atol=0.05)  # its softmax may be float16
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -168,7 +168,6 @@ def test_a_nudge_moves_the_loss_far_less_than_another_seed_does():
     options = dict(control=CONTROL, seeds=4, **SETTINGS | dict(steps=30))
     result = compare(MLP_of, data(), ["32-true"], **options)
     found = result.difference(CONTROL)
-    assert any(found.differences)
     losses = result.values("32-true")
     assert max(map(abs, found.differences)) < 1e-3 * (max(losses) - min(losses))
 

@@ -342,7 +342,8 @@ def test_clipping_equals_torchs(size, largest):
     ours = [p.grad.clone() for p in parameters]
     clip(ours, gradient_norm(ours), largest)
     nn.utils.clip_grad_norm_(parameters, largest)
-    assert same(ours, [p.grad for p in parameters])
+    for mine, parameter in zip(ours, parameters, strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-6, atol=0)
 
 
 def test_the_norm_of_16_bit_gradients_is_computed_in_float32():
@@ -452,7 +453,7 @@ def test_validation_is_the_mean_over_all_held_out_examples_in_eval_mode():
     held_out = data()
     logits = run.model.eval()(held_out.validation_inputs)
     expected = nn.functional.cross_entropy(logits, held_out.validation_targets).item()
-    assert run.validation_loss == pytest.approx(expected, rel=1e-6)
+    assert run.validation_loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_validation_keeps_no_graph():

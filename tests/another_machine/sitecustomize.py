@@ -1,0 +1,35 @@
+"""A torch that calls itself a CUDA build, in every Python that starts: kernels and children too.
+
+Python imports this file at its start where this folder is on ``PYTHONPATH``, as `portability` puts
+it.  It does nothing unless ``MPBOOK_TORCH_BUILD`` names a build, such as ``cu130``.
+"""
+
+import importlib.machinery
+import os
+import sys
+from importlib.abc import MetaPathFinder
+
+BUILD = os.environ.get("MPBOOK_TORCH_BUILD", "")
+
+
+class _VersionOfABuild(MetaPathFinder):
+    """Finds ``torch.version`` where it is, and changes what it says once it has run."""
+
+    def find_spec(self, name, path, target=None):
+        spec = None
+        if name == "torch.version":
+            spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+            run = spec.loader.exec_module
+
+            def run_and_rename(module):
+                run(module)
+                module.__version__ = f"{module.__version__.partition('+')[0]}+{BUILD}"
+                if BUILD.startswith("cu"):
+                    module.cuda = f"{BUILD[2:-1]}.{BUILD[-1]}"
+
+            spec.loader.exec_module = run_and_rename
+        return spec
+
+
+if BUILD:
+    sys.meta_path.insert(0, _VersionOfABuild())

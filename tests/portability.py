@@ -1,0 +1,138 @@
+"""The suite as other machines would run it: threads, instruction sets, order, locale, build.
+
+``make portability`` runs every variant one after the other, ``make portability WHICH="avx2 cu130"``
+these two, and ``python tests/portability.py --list`` says what there is.  A variant is a set of
+environment variables and the tests whose result it could change.  The browser's tests are in none:
+they draw pages that are built already, and `make test` runs them.
+
+A variant has caches of its own.  Inductor's holds C++ that was generated for the vectors of one
+instruction set, and its key does not name the set: shared with a simulated AVX2, 16 lanes are read
+from vectors that have 8, and the process dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from suite_runs import LOGS, NO_PAGES, ROOT, Outcome, choose, conclude, run_pytest, workers
+
+LOG_FOLDER = LOGS / "portability"
+SHIMS = ROOT / "tests" / "another_machine"
+COMMA_LOCALES = ("de_DE", "fr_FR", "es_ES", "it_IT")
+"""Locales that write a half as 0,5."""
+
+NUMBERS = tuple(
+    f"tests/{name}"
+    for name in (
+        "autocast", "cost", "evidence", "exercises", "formats", "training", "watch",
+        "test_bench.py", "test_data.py", "test_device.py", "test_loss_scaling.py",
+        "test_master_weights.py", "test_models.py", "test_peers.py", "test_precision.py",
+    )
+)  # fmt: skip
+"""What computes with torch: the tests that a kernel's choice of order or of width could change."""
+EVERYTHING = ("tests",)
+NOTEBOOKS = ("book",)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another machine: what it sets, and the tests that could notice."""
+
+    set: Mapping[str, str]
+    tests: tuple[str, ...]
+    options: tuple[str, ...] = field(default=())
+
+
+VARIANTS = {
+    "threads-1": Variant({"OMP_NUM_THREADS": "1"}, NUMBERS),
+    "threads-2": Variant({"OMP_NUM_THREADS": "2"}, NUMBERS),
+    "threads-4": Variant({"OMP_NUM_THREADS": "4"}, NUMBERS + NOTEBOOKS),
+    "avx2": Variant(
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, NUMBERS + NOTEBOOKS
+    ),
+    "avx512": Variant(
+        {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, NUMBERS
+    ),
+    "random-order": Variant({}, EVERYTHING, ("-p", "random_order")),
+    "locale": Variant(
+        {"LC_ALL": "a decimal comma", "TZ": "Asia/Kathmandu"}, EVERYTHING + NOTEBOOKS
+    ),
+    "cu130": Variant({"MPBOOK_TORCH_BUILD": "cu130"}, EVERYTHING + NOTEBOOKS),
+}
+"""Every instruction set that this CPU has is what `threads-1` runs on, and ``make test``."""
+
+
+def main() -> int:
+    """Run the variants that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--which", default="", help="names, separated by commas or spaces")
+    parser.add_argument("--tests", nargs="+", default=[], help="these paths, whatever the variant")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the order")
+    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    options = parser.parse_args()
+    if options.list:
+        for name, variant in VARIANTS.items():
+            print(f"{name:<13} {_settings(variant)}\n{'':<13} {' '.join(variant.tests)}")
+        return 0
+    print(f"random order: --seed {options.seed}")
+    return conclude([run(name, options) for name in choose(options.which, list(VARIANTS))])
+
+
+def run(name: str, options: argparse.Namespace) -> Outcome:
+    """Run one variant's tests as its machine would."""
+    variant = VARIANTS[name]
+    python = Path(sys.executable)
+    with tempfile.TemporaryDirectory() as caches:
+        environment = _environment(variant, Path(caches), options.seed)
+        arguments = [
+            *NO_PAGES, "-p", "no:cacheprovider", *variant.options,
+            *workers(python, options.workers), *(options.tests or variant.tests),
+        ]  # fmt: skip
+        return run_pytest(name, python, arguments, environment, LOG_FOLDER / f"{name}.log")
+
+
+def _environment(variant: Variant, caches: Path, seed: int) -> dict[str, str]:
+    """This process's variables, changed as the variant says."""
+    path = [str(SHIMS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join(path),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "MPBOOK_ORDER_SEED": str(seed),
+    }
+    environment |= variant.set
+    if "LC_ALL" in variant.set:
+        environment |= _comma_locale(caches)
+    return environment
+
+
+def _comma_locale(folder: Path) -> dict[str, str]:
+    """The variables of a locale with a decimal comma: an installed one, or one compiled here."""
+    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout.split()
+    for name in COMMA_LOCALES:
+        if f"{name}.utf8" in listed:
+            return {"LC_ALL": f"{name}.UTF-8"}
+    made = f"{COMMA_LOCALES[0]}.UTF-8"
+    command = ["localedef", "-i", COMMA_LOCALES[0], "-f", "UTF-8", str(folder / made)]
+    if shutil.which("localedef") and not subprocess.run(command, capture_output=True).returncode:
+        return {"LC_ALL": made, "LOCPATH": str(folder)}
+    print("  no locale with a decimal comma here: LC_ALL=C instead")
+    return {"LC_ALL": "C"}
+
+
+def _settings(variant: Variant) -> str:
+    return " ".join([*(f"{k}={v}" for k, v in variant.set.items()), *variant.options])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

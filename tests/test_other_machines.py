@@ -1,0 +1,123 @@
+"""What `portability` and `versions` stand on: variants, orders, environments, and which warnings fail."""
+
+import os
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import portability
+import pytest
+import random_order
+import suite_runs
+import versions
+
+
+@pytest.mark.parametrize(
+    "module", ["torch._dynamo.guards", "torch._inductor.compile_fx", "torch.fx.graph"]
+)
+def test_what_torchs_compiler_says_of_this_machine_fails_nothing(module):
+    with pytest.warns(RuntimeWarning, match="slower on this Python"):
+        warnings.warn_explicit("slower on this Python", RuntimeWarning, "x.py", 1, module=module)
+    warnings.warn_explicit("slower on this Python", RuntimeWarning, "x.py", 1, module=module)
+
+
+@pytest.mark.parametrize(
+    "module", ["mpbook.training.loop", "torch.optim.lr_scheduler", "torch._dynamics", "numpy"]
+)
+def test_every_other_warning_is_an_error(module):
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        warnings.warn_explicit("overflow", RuntimeWarning, "x.py", 1, module=module)
+
+
+@pytest.mark.parametrize("name", portability.VARIANTS)
+def test_a_variant_runs_files_that_are_there(name):
+    for path in portability.VARIANTS[name].tests:
+        assert (portability.ROOT / path).exists(), path
+
+
+def test_a_torch_can_be_made_to_call_itself_another_build():
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(portability.SHIMS), os.environ.get("PYTHONPATH", "")]),
+        "MPBOOK_TORCH_BUILD": "cu130",
+    }
+    said = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    version, cuda = said.split()
+    assert version.endswith("+cu130") and version.count("+") == 1 and cuda == "13.0"
+
+
+def items(path, count, *, parent=None):
+    return [SimpleNamespace(path=path, parent=parent, number=n) for n in range(count)]
+
+
+def test_an_order_keeps_files_whole_and_depends_on_its_seed_alone(monkeypatch):
+    given = [item for path in "abcdefgh" for item in items(path, 9)]
+    orders = []
+    for seed, before in ((1, given), (1, given[::-1][::-1]), (2, given)):
+        monkeypatch.setattr(random_order, "SEED", seed)
+        shuffled = list(before)
+        random_order.pytest_collection_modifyitems(shuffled)
+        orders.append([(item.path, item.number) for item in shuffled])
+    assert orders[0] == orders[1] != orders[2]
+    paths = [path for path, _ in orders[0]]
+    assert sum(a != b for a, b in zip(paths, paths[1:], strict=False)) == 7
+    assert sorted(orders[0]) == [(item.path, item.number) for item in given] != orders[0]
+
+
+def test_the_cells_of_a_notebook_stay_in_their_order():
+    notebook = random_order.IPyNbFile.__new__(random_order.IPyNbFile)
+    cells = items("n.ipynb", 30, parent=notebook)
+    shuffled = [*items("a", 5), *cells]
+    random_order.pytest_collection_modifyitems(shuffled)
+    assert [item for item in shuffled if item.parent is notebook] == cells
+
+
+def test_an_environment_holds_the_lock_with_another_torch():
+    made = versions.Versions("3.11", "2.12.1").requirements.splitlines()
+    locked = versions.LOCK.read_text().splitlines()
+    ours = [line for line in made if line not in locked]
+    assert ours == ["torch==2.12.1", "setuptools"]
+    gone = [line.split("==")[0] for line in locked if line not in made]
+    assert sorted(gone) == ["setuptools", "torch"]
+
+
+def test_environments_are_chosen_by_a_part_of_their_name():
+    assert [v.name for v in versions.chosen_by("torch2.15.0, py3.12")] == [
+        "py3.11-torch2.15.0",
+        "py3.12-torch2.13.0",
+    ]
+    assert versions.chosen_by("") == list(versions.ENVIRONMENTS)
+
+
+def test_a_python_that_is_not_there_is_an_outcome_and_not_the_end(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(versions.shutil, "which", lambda name: None)
+    options = SimpleNamespace(folder=tmp_path, tests=["tests"], workers=1)
+    outcome = versions.run(versions.Versions("3.11", "2.15.0"), options)
+    assert not outcome.passed and "python3.11 is not on PATH" in outcome.last_line
+    assert suite_runs.conclude([outcome]) == 1
+    assert "no environment" in capsys.readouterr().out
+
+
+def test_what_fails_is_named_and_a_signal_is_told(tmp_path, capsys):
+    test = tmp_path / "test_x.py"
+    test.write_text("def test_bad():\n    assert False\ndef test_good():\n    pass\n")
+    log = tmp_path / "log"
+    run = lambda path: suite_runs.run_pytest(  # noqa: E731
+        "x", suite_runs.Path(sys.executable), ["-c", os.devnull, str(path)], os.environ, log
+    )
+    outcome = run(test)
+    assert outcome.status == 1 and outcome.last_line.startswith("1 failed, 1 passed")
+    assert [name.rpartition("::")[2] for name in outcome.failures] == ["test_bad"]
+    test.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    assert run(test).status == -11
+    assert "killed by signal 11" in capsys.readouterr().out
+
+
+def test_names_that_nobody_knows_are_refused():
+    assert suite_runs.choose("b a", ["a", "b"]) == ["b", "a"]
+    assert suite_runs.choose("", ["a", "b"]) == ["a", "b"]
+    with pytest.raises(SystemExit, match=r"'c': expected some of a, b"):
+        suite_runs.choose("a,c", ["a", "b"])
