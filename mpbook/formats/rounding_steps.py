@@ -141,6 +141,12 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
     """``round(x / ulp) * ulp``: nothing but the rounding itself is inexact."""
     if plan.format.lowest_binade > 0:
         _lift_(value)
+    if _finds_ulps_by_arithmetic(value, plan):
+        ulp = _ulp_by_arithmetic(value, plan)
+        value.div_(ulp)
+        _round_units_(value, plan.rounding, scratch)
+        value.mul_(ulp)
+        return
     power = power_of_two(value, out=scratch["power"])
     power.clamp_(*plan.powers)  # subnormals share the smallest ulp
     ulps = 2.0**plan.format.mantissa_bits  # in that power of two
@@ -162,6 +168,30 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
         torch.addcmul(nothing, value, power, value=1 / ulps, out=value)
 
 
+def _finds_ulps_by_arithmetic(value: Tensor, plan: Plan) -> bool:
+    """Whether to leave the bits alone: in code that torch compiles for a CPU, within its range.
+
+    There the bits of a vector of floats come element by element, through memory: g++ tuned for Zen
+    makes nothing of it, as it should, and tuned for Sapphire Rapids six times the work.
+    """
+    on_cpu = torch.compiler.is_compiling() and value.device.type == "cpu"
+    return on_cpu and plan.headroom > _STORED_BITS[value.dtype] + 1
+
+
+def _ulp_by_arithmetic(value: Tensor, plan: Plan) -> Tensor:
+    """The gap between the format's numbers around each value; NaN for NaN.
+
+    With t bits, u = 2**-t and q = (2**(t-1) + 1) * x, the difference q - (1 - u) * q is the power
+    of two below x, exactly: q has x in its upper bits and x again below, and the rounding of
+    (1 - u) * q leaves the leading one.  A product that is fused with the difference would not be
+    rounded; torch forbids that to the C++ compiler.  Source: Rump, "Error estimation of
+    floating-point summation and dot product", BIT Numerical Mathematics 52 (2012).
+    """
+    stored, ulps = _STORED_BITS[value.dtype], 2.0**-plan.format.mantissa_bits
+    q = value * ((2.0**stored + 1) * ulps)
+    return (q - q * (1 - 2.0 ** -(stored + 1))).abs().clamp(min=plan.powers[0] * ulps)
+
+
 def _round_units_(units: Tensor, rounding: Rounding, scratch: dict[str, Tensor]) -> None:
     """Round to whole numbers, in place; zeros keep their sign."""
     match rounding:
@@ -169,13 +199,25 @@ def _round_units_(units: Tensor, rounding: Rounding, scratch: dict[str, Tensor])
             units.round_()
         case "toward-zero":
             whole = torch.abs(units, out=scratch["whole"]).floor_()
-            torch.copysign(whole, units, out=units)  # torch.trunc takes ten times as long
+            _take_sign_(whole, units)  # torch.trunc takes ten times as long
         case "up":
             units.ceil_()
         case "down":
             units.floor_()
         case "stochastic":
             _round_by_draw_(units, scratch)
+
+
+def _take_sign_(magnitude: Tensor, units: Tensor) -> None:
+    """Write the magnitudes with the signs of ``units`` over ``units``; a zero there stays as it is.
+
+    Only zeros and magnitudes below 1 give 0, and these keep their sign.
+    """
+    if torch.compiler.is_compiling():  # calls a function for copysign, and stops being one loop
+        signed = torch.where(units < 0, -magnitude, magnitude)
+        units.copy_(torch.where(units == 0, units, signed))
+    else:
+        torch.copysign(magnitude, units, out=units)
 
 
 def power_of_two(value: Tensor, *, out: Tensor) -> Tensor:
@@ -213,7 +255,7 @@ def _round_by_draw_(units: Tensor, scratch: dict[str, Tensor]) -> None:
     torch.floor(magnitude, out=whole)
     magnitude.sub_(whole)  # the fraction
     magnitude.sub_(draw).ceil_()  # 1 where the fraction is larger, else 0
-    torch.copysign(magnitude.add_(whole), units, out=units)
+    _take_sign_(magnitude.add_(whole), units)
 
 
 def _round_by_carry_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> None:
