@@ -5,6 +5,9 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 LOCK   := _build/lock
 STAMP  := $(VENV)/.installed
+# How many tests run at once, and with how many of torch's threads each.
+WORKERS ?= auto
+THREADS ?= $(or $(OMP_NUM_THREADS),1)
 
 # Idle OpenMP threads that spin make small matrix products dozens of times slower on shared cores.
 export OMP_WAIT_POLICY = PASSIVE
@@ -25,15 +28,14 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## Build the HTML and say where it is
-	$(BIN)/jupyter-book build . -W -n --keep-going
-	@echo "The book is in $(CURDIR)/_build/html/index.html"
+	$(BIN)/python book/_tools/build.py
 
 read: book ## Build the HTML and serve it on localhost
 	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 test: $(STAMP) ## Run every test, the notebooks' included
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about ten minutes
 	$(BIN)/python tests/exhaustive.py

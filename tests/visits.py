@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from playwright.sync_api import Page
 
@@ -12,6 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 Scheme = Literal["http", "file"]
 Theme = Literal["light", "dark"]
+
+
+class Look(NamedTuple):
+    """A page, how it is fetched, and how it is looked at."""
+
+    page: str
+    scheme: Scheme
+    theme: Theme
+    width: int
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
 
 
 class PageUrl(Protocol):
