@@ -55,6 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LongestFirst(config, log)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`pytest -n auto`: a worker for each core that this process may use, hyper-threads too."""
     usable = getattr(os, "sched_getaffinity", None)
@@ -69,7 +70,7 @@ def book_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = tmp_path_factory.getbasetemp()
     run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # all workers' folder
     with FileLock(run / "book.lock"):
-        if not build.is_current(run / "book" / "_build"):
+        if not (run / "book" / "_build" / build.NOTE).exists():
             build.build(run / "book", quiet=True)
     return run / "book" / "_build" / "html"
 
