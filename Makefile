@@ -5,6 +5,12 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 LOCK   := _build/lock
 STAMP  := $(VENV)/.installed
+# Another torch of pyproject.toml's range: make TORCH=2.15.0 VENV=../with-2.15.0 test
+TORCH  ?=
+TORCH  := $(or $(TORCH),$(shell sed -n 's/^torch==//p' requirements.txt))
+# How many tests run at once, and with how many of torch's threads each.
+WORKERS ?= auto
+THREADS ?= $(or $(OMP_NUM_THREADS),1)
 
 # Idle OpenMP threads that spin make small matrix products dozens of times slower on shared cores.
 export OMP_WAIT_POLICY = PASSIVE
@@ -20,20 +26,20 @@ $(STAMP): requirements.txt pyproject.toml
 	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); the book needs Python 3.11, 3.12 or 3.13." >&2; \
 	  echo "make: name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq -r requirements.txt
+	@sed 's/^torch==.*/torch==$(TORCH)/' requirements.txt > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install -qq -r $(VENV)/requirements.txt
 	$(BIN)/python -m pip install -qq --no-deps --editable .
 	@touch $@
 
 book: $(STAMP) ## Build the HTML and say where it is
-	$(BIN)/jupyter-book build . -W -n --keep-going
-	@echo "The book is in $(CURDIR)/_build/html/index.html"
+	$(BIN)/python book/_tools/build.py
 
 read: book ## Build the HTML and serve it on localhost
 	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-test: $(STAMP) ## Run every test, the notebooks' included
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run every test, the notebooks' included; ARGS=... goes to pytest
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about ten minutes
 	$(BIN)/python tests/exhaustive.py

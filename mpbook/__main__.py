@@ -7,10 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from mpbook import __version__, device
-from mpbook.evidence import recorder
+from mpbook import doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,14 +57,13 @@ def _seconds(text: str) -> float:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    print(f"mpbook {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(device.table())
-    print()
-    print(recorder.table(recorder.plan()))
-    return 0
+    print(doctor.report())
+    return int(bool(doctor.problems()))
 
 
 def _record(chosen: argparse.Namespace) -> int:
+    from mpbook.evidence import recorder
+
     planned = recorder.plan(chosen.names, device=chosen.device, out=chosen.out)
     if chosen.dry_run:
         print(recorder.table(planned, device=chosen.device))

@@ -1,9 +1,11 @@
 """What the tests share: a hypothesis profile, the built book, a server for it, and a browser.
 
-* `book_html`: the folder of the built HTML, built once per run from this tree, warnings as errors.
+* `book_html`: the folder of the built HTML: `make book`'s if it is this tree's, else built once
+  per run, for all workers of `pytest -n`, warnings as errors.
 * `page_url(page, scheme="http")`: the address of a built page, over http or from disk.
-* `browser`: Chromium, one for the whole run; under CI a missing browser fails, elsewhere it skips.
-* `visit(page, ...)`: opens a page as a reader would and records what went wrong on it.
+* `browser`: Chromium, one a file; under CI a missing browser fails, elsewhere it skips.
+* `visit(page, ...)`: opens a page as a reader would and records what went wrong on it; `opened` is
+  a page that several tests look at.
 * `load_module(name)`, `open_explorer(*explorers)`: an explorer's JavaScript, a page of explorers.
 """
 
@@ -12,20 +14,19 @@ from __future__ import annotations
 import functools
 import http.server
 import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
+from filelock import FileLock
 from hypothesis import settings
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from visits import ROOT, OpenPage, PageUrl, Scheme, Theme, Visit
+from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_ARGUMENTS = [
@@ -46,20 +47,32 @@ settings.register_profile("book", derandomize=True, deadline=None, database=None
 settings.load_profile("book")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out the tests to `pytest -n`'s workers by file, the long ones first."""
+    from scheduling import LongestFirst
+
+    return LongestFirst(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`pytest -n auto`: a worker for each core that this process may use, hyper-threads too."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 @pytest.fixture(scope="session")
 def book_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the book as `make book` does, into a folder of its own; return the HTML's folder."""
-    target = tmp_path_factory.mktemp("book")
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT)]
-    done = subprocess.run(
-        [*command, "-W", "-n", "--keep-going", "--path-output", str(target)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)
-    assert done.returncode == 0, f"the book does not build:\n{plain[-6000:]}"
-    return target / "_build" / "html"
+    """The folder of the book's HTML: `make book`'s if it is current, else built here, once."""
+    if build.is_current(ROOT / "_build"):
+        return ROOT / "_build" / "html"
+    own = tmp_path_factory.getbasetemp()
+    run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # all workers' folder
+    with FileLock(run / "book.lock"):
+        if not (run / "book" / "_build" / build.NOTE).exists():
+            build.build(run / "book", quiet=True)
+    return run / "book" / "_build" / "html"
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -129,38 +142,56 @@ def _watch(visit: Visit, home: Callable[[str], bool]) -> None:
     )
 
 
-@pytest.fixture
-def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPage]:
-    """Return a function that opens a page in a context of its own, and waits until it has loaded.
+class _Reader:
+    """Opens pages of the book as a reader would, each in a context of its own."""
 
-    A page with maths is given the time to set it; nothing else is waited for.
-    """
-    contexts = []
+    def __init__(self, browser: Browser, page_url: PageUrl, site_url: str) -> None:
+        self._browser, self._page_url = browser, page_url
+        self._home = (site_url, "file:", "data:", "blob:")
+        self._contexts: list[BrowserContext] = []
 
-    def home(url: str) -> bool:
-        return url.startswith((site_url, "file:", "data:", "blob:"))
-
-    def open_page(
-        page: str, *, scheme: Scheme = "http", theme: Theme = "light", width: int = 1280
+    def __call__(
+        self, page: str, *, scheme: Scheme = "http", theme: Theme = "light", width: int = 1280
     ) -> Visit:
+        """Open a page and wait until it has loaded, and has set its maths; for nothing else."""
         size = {"width": width, "height": 900}
         # Reduced motion: a colour halfway through a transition is no colour of the page's.
-        context = browser.new_context(
+        context = self._browser.new_context(
             viewport=size,  # type: ignore[arg-type]
             color_scheme=theme,
             reduced_motion="reduce",
         )
-        contexts.append(context)
+        self._contexts.append(context)
         context.set_default_timeout(TIMEOUT_MS)
         visit = Visit(context.new_page())
-        _watch(visit, home)
-        visit.page.goto(page_url(page, scheme), wait_until="load")
+        _watch(visit, lambda url: url.startswith(self._home))
+        visit.page.goto(self._page_url(page, scheme), wait_until="load")
         visit.page.wait_for_function(MATHS_IS_SET)
         return visit
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    def leave(self) -> None:
+        """Close every page."""
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPage]:
+    """Return a function that opens a page as a reader would."""
+    reader = _Reader(browser, page_url, site_url)
+    yield reader
+    reader.leave()
+
+
+@pytest.fixture(scope="module")
+def opened(
+    request: pytest.FixtureRequest, browser: Browser, page_url: PageUrl, site_url: str
+) -> Iterator[Visit]:
+    """The page that a test names by a `Look`: opened once for all tests that name the same."""
+    look: Look = request.param
+    reader = _Reader(browser, page_url, site_url)
+    yield reader(look.page, scheme=look.scheme, theme=look.theme, width=look.width)
+    reader.leave()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page
 from sphinx_extension import bundle_source
 
@@ -61,15 +60,6 @@ def write_page(folder: Path, explorers: tuple[Explorer, ...]) -> Path:
     file = folder / "page.html"
     file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, twins=twins), "utf-8")
     return file
-
-
-def serious_violations(page: Page) -> list[Any]:
-    """What axe-core holds against a page."""
-    return [
-        (found["id"], [node["html"] for node in found["nodes"]])
-        for found in Axe().run(page).response["violations"]
-        if found["impact"] in ("serious", "critical")
-    ]
 
 
 def drag(page: Page, start: Locator, end: Locator | tuple[float, float], steps: int = 10) -> None:

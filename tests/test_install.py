@@ -5,9 +5,12 @@ Each test runs in a Python of its own in which the optional packages cannot be i
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from visits import ROOT
@@ -73,6 +76,43 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(use: str) -> No
 def test_the_core_dependencies_are_torch_and_numpy() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["dependencies"] == ["torch>=2.11,<2.16", "numpy>=1.26"]
+
+
+def stub_python(folder: Path, version: tuple[int, int, int]) -> Path:
+    """A Python that takes itself for another version."""
+    said = ".".join(map(str, version))
+    stub = folder / "python"
+    stub.write_text(
+        f"""#!{sys.executable}
+import sys
+sys.version_info = (*{version}, "final", 0)
+print("Python {said}") if sys.argv[1] == "--version" else exec(sys.argv[2])
+"""
+    )
+    stub.chmod(0o755)
+    return stub
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make (apt install make)")
+@pytest.mark.parametrize("version", [(3, 10, 9), (3, 14, 0)])
+def test_make_refuses_another_python_and_says_which_to_name(
+    tmp_path: Path, version: tuple[int, int, int]
+) -> None:
+    python = stub_python(tmp_path, version)
+    command = ["make", "book", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = ".".join(map(str, version))
+    assert f"is Python {said}; the book needs Python 3.11, 3.12 or 3.13" in done.stderr
+    assert "make PYTHON=python3.12 book" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_every_torch_of_the_range_can_be_installed_beside_the_lock() -> None:
+    """Torch up to 2.12 wants setuptools below 82, from 2.13 on at least 77.0.3."""
+    text = (ROOT / "requirements.txt").read_text("utf-8")
+    [pinned] = re.findall(r"^setuptools==(.+)$", text, re.MULTILINE)
+    assert (77, 0, 3) <= tuple(map(int, pinned.split("."))) < (82,)
 
 
 def test_the_lock_pins_everything_and_names_no_host() -> None:

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import pytest
 from playwright.sync_api import Page
+
+from mpbook import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 
+needs_compiler = pytest.mark.skipif(
+    doctor.cpp_compiler() is None,
+    reason=f"no C++ compiler, which torch.compile needs: {doctor.HOW_TO_COMPILE}",
+)
+
 Scheme = Literal["http", "file"]
 Theme = Literal["light", "dark"]
+
+
+class Look(NamedTuple):
+    """A page, how it is fetched, and how it is looked at."""
+
+    page: str
+    scheme: Scheme
+    theme: Theme
+    width: int
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
 
 
 class PageUrl(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from visits import needs_compiler
 
 from mpbook import __main__ as command
 from mpbook import device as devices
@@ -153,7 +154,16 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 # --- The experiments themselves -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def compiles(experiment):
+    """Whether one of its cases runs through `torch.compile` on a CPU."""
+    cases = experiment.cases(experiment.config(CPU), CPU)
+    return any(c.get("compile") or "compiled" in c.get("mode", "") for c in cases)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[needs_compiler] * compiles(e)) for n, e in EXPERIMENTS.items()],
+)
 def test_every_experiment_runs_here_and_its_record_can_be_kept(name, tmp_path):
     record = recorder.run(EXPERIMENTS[name], CPU, say=lambda line: None)
     assert {row["status"] for row in record.cases} == {"measured"}

@@ -20,8 +20,9 @@ import comm
 import numpy as np
 import pytest
 import torch
+from accessibility import serious_violations
 from comm.base_comm import BaseComm
-from explorer_pages import LoadModule, OpenExplorer, drag, serious_violations, twin
+from explorer_pages import LoadModule, OpenExplorer, drag, twin
 from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, expect
 

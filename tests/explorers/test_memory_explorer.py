@@ -7,7 +7,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from explorer_pages import LoadModule, OpenExplorer, serious_violations, twin
+from accessibility import serious_violations
+from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Page, expect
 
 from mpbook.cost.memory_plan import DEVICE_GIGABYTES, RESERVE, STATES, plan_memory

@@ -7,7 +7,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from explorer_pages import LoadModule, OpenExplorer, serious_violations, twin
+from accessibility import serious_violations
+from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Locator, Page, expect
 
 from mpbook.cost.roofline import STATED, Roof, elementwise, gpt_step, matmul

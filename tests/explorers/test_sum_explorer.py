@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorer_pages import LoadModule, OpenExplorer, serious_violations, twin
+from accessibility import serious_violations
+from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import expect
 
 from mpbook.explorers import SumExplorer

@@ -2,7 +2,6 @@
 
 import doctest
 import math
-import shutil
 from fractions import Fraction
 
 import exhaustive
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_formats import INVENTED, OTHERS, ROUNDINGS, hard_inputs
+from visits import needs_compiler
 
 import mpbook.formats.counter_hash
 import mpbook.formats.rounding
@@ -40,10 +40,6 @@ EDGES = [
 ]
 ALL = [*FORMATS.values(), *OTHERS, *INVENTED, *EDGES]
 every_format = pytest.mark.parametrize("format", ALL, ids=lambda f: f.name)
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")),
-    reason="torch.compile needs a C++ compiler: install g++ or clang++",
-)
 
 
 def same(left, right) -> bool:

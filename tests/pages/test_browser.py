@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from accessibility import serious_violations
 from lint import pages
-from playwright.sync_api import expect
-from visits import ROOT, OpenPage, Scheme, Theme
+from playwright.sync_api import Browser, Page, expect
+from visits import ROOT, Look, OpenPage, Scheme, Theme, Visit
 
 pytestmark = [pytest.mark.browser, pytest.mark.book]
 
@@ -17,47 +17,47 @@ PLAIN_PAGE = "book/reference/bibliography.html"
 SEARCHED = "subnormal"
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("scheme", ["http", "file"])
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_works_alone_and_fits(
-    visit: OpenPage, page: str, scheme: Scheme, theme: Theme, width: int
-) -> None:
-    seen = visit(page, scheme=scheme, theme=theme, width=width)
-    wide, room = seen.page.evaluate(
-        "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+# Each page by axe in two of the four, the front page, which has the same frame, in all of them.
+AXE: list[tuple[Theme, int]] = [("light", 1280), ("dark", 390), ("dark", 1280), ("light", 390)]
+FIRST = [Look(page, "http", *AXE[0]) for page in SOURCES]
+LOOKED_AT_BY_AXE = FIRST + [
+    Look(page, "http", *look)
+    for page in SOURCES
+    for look in AXE[1 : 4 if page.endswith("index.html") else 2]
+]
+# The lists begin alike, because pytest groups tests by the place of their parameter.
+SCHEMES: list[Scheme] = ["http", "file"]
+EVERY = [Look(page, scheme, *look) for page in PAGES for scheme in SCHEMES for look in AXE]
+EVERY_LOOK = list(dict.fromkeys(LOOKED_AT_BY_AXE + EVERY))
+
+
+@pytest.mark.parametrize("opened", EVERY_LOOK, ids=str, indirect=True)
+def test_a_page_works_alone_and_fits(request: pytest.FixtureRequest, opened: Visit) -> None:
+    wide, room, theme = opened.page.evaluate(
+        "() => { const {scrollWidth, clientWidth, dataset} = document.documentElement;"
+        " return [scrollWidth, clientWidth, dataset.theme] }"
     )
-    assert seen.external_requests == []
-    assert seen.errors == []
+    assert opened.external_requests == []
+    assert opened.errors == []
     assert wide <= room, "the page scrolls sideways"
-    assert seen.page.locator("html").get_attribute("data-theme") == theme
+    assert theme == request.node.callspec.params["opened"].theme
 
 
-# Each page on two of the four, the front page, which has the same frame, on all of them.
-LOOKS: list[tuple[Theme, int]] = [("light", 1280), ("dark", 390), ("dark", 1280), ("light", 390)]
+@pytest.mark.parametrize("opened", LOOKED_AT_BY_AXE, ids=str, indirect=True)
+def test_axe_finds_no_serious_violation(opened: Visit) -> None:
+    assert serious_violations(opened.page) == []
 
 
-@pytest.mark.parametrize(
-    ("page", "theme", "width"),
-    [
-        (page, *look)
-        for page in SOURCES
-        for look in LOOKS[: 4 if page.endswith("index.html") else 2]
-    ],
-)
-def test_axe_finds_no_serious_violation(
-    visit: OpenPage, page: str, theme: Theme, width: int
-) -> None:
-    seen = visit(page, scheme="http", theme=theme, width=width)
-    violations = Axe().run(seen.page).response["violations"]
-    serious = [
-        f"{found['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
-        for found in violations
-        if found["impact"] in ("serious", "critical")
-        for node in found["nodes"]
-    ]
-    assert serious == []
+def test_axe_finds_the_one_pale_word_of_a_long_listing(browser: Browser) -> None:
+    words = '<span class="n">name</span> <span class="o">=</span>\n' * 40
+    listing = f'{words}<span class="pale">return</span>\n{words}'
+    style = "<style>body { background: white } .pale { color: #aaa }</style>"
+    page = browser.new_page()
+    page.set_content(f'{style}<div class="highlight"><pre>{listing}</pre></div>')
+    found = [line for line in serious_violations(page) if line.startswith("color-contrast")]
+    assert ['class="pale"' in line for line in found] == [True]
+    assert page.locator("[data-seen-before]").count() > 100
+    page.close()
 
 
 def test_the_front_door_opens_from_disk(visit: OpenPage) -> None:
@@ -76,10 +76,9 @@ def test_search_works_from_disk(visit: OpenPage) -> None:
     assert seen.errors == []
 
 
-def cpu_s_of_loading(visit: OpenPage, page: str) -> float:
+def cpu_s_of_loading(page: Page) -> float:
     """Processor time of the page's own thread until it is ready: other work does not change it."""
-    seen = visit(page)
-    client = seen.page.context.new_cdp_session(seen.page)
+    client = page.context.new_cdp_session(page)
     client.send("Performance.enable", {"timeDomain": "threadTicks"})
 
     def spent() -> float:
@@ -87,17 +86,17 @@ def cpu_s_of_loading(visit: OpenPage, page: str) -> float:
         return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
 
     before = spent()
-    seen.page.reload()
+    page.reload()
     return spent() - before
 
 
-@pytest.mark.parametrize("page", SOURCES)
-def test_a_page_is_ready_within_a_second_from_localhost(visit: OpenPage, page: str) -> None:
+@pytest.mark.parametrize("opened", FIRST, ids=str, indirect=True)
+def test_a_page_is_ready_within_a_second_from_localhost(opened: Visit, visit: OpenPage) -> None:
     plain = own = float("inf")
     for _ in range(5):
-        own = min(own, cpu_s_of_loading(visit, page))
+        own = min(own, cpu_s_of_loading(opened.page))
         if own <= LOAD_LIMIT_S:
             return
-        plain = min(plain, cpu_s_of_loading(visit, PLAIN_PAGE))
+        plain = min(plain, cpu_s_of_loading(visit(PLAIN_PAGE).page))
     # On a machine that is slow altogether: what the heaviest page takes of a plain one, and a half.
     assert own <= 12 * plain
