@@ -4,8 +4,8 @@ The same line of code can mean something else after an upgrade.  Each such behav
 a `Probe`: a function that runs on a CPU in seconds and returns a word or a number that depends on
 the release alone, not on the processor, the number of threads or the build.  `record_here` asks all
 of them of the torch at hand and keeps the answers as a record (`mpbook.evidence.records`), one for
-each release, in the folder ``recorded``.  The book's page "Torch, by version" shows them, and a test
-compares with them whatever a page says of a version.
+each release, in the folder ``recorded``.  The book's page "Torch, by version" shows them, and a
+test compares with them whatever a page says of a version.
 """
 
 from __future__ import annotations

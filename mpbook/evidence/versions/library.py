@@ -32,7 +32,7 @@ def _switches_mixed() -> str:
 
 def _convolutions_after_all() -> str:
     torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    return str(torch.backends.cudnn.conv.fp32_precision)
+    return str(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
 
 def _switch_reaches_convolutions() -> str:
