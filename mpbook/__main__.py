@@ -1,4 +1,4 @@
-"""The command line: ``python -m mpbook doctor``, ``bench formats``, ``record`` and ``claims``."""
+"""``python -m mpbook doctor``, ``bench formats``, ``record``, ``claims`` and ``versions``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--dry-run", action="store_true", help="only say what would run")
     claims = commands.add_parser("claims", help="decide what is often said, here and now")
     claims.add_argument("ids", nargs="*", metavar="ID", help="claims; all if none is given")
+    versions = commands.add_parser("versions", help="what this torch does that others do not")
+    versions.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
     return parser
 
 
@@ -100,7 +102,23 @@ def _claims(chosen: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"doctor": _doctor, "bench": _bench, "record": _record, "claims": _claims}
+def _versions(chosen: argparse.Namespace) -> int:
+    from mpbook.evidence import versions
+
+    if chosen.out:
+        print(versions.record_here(versions.PROBES.values(), chosen.out))
+    else:
+        print(versions.here())
+    return 0
+
+
+_COMMANDS = {
+    "doctor": _doctor,
+    "bench": _bench,
+    "record": _record,
+    "claims": _claims,
+    "versions": _versions,
+}
 
 
 if __name__ == "__main__":

@@ -152,9 +152,7 @@ _CPU_INSTRUCTIONS: Mapping[str, frozenset[str]] = {
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """The CPU's instruction sets, as torch and the operating system name them; may be empty."""
-    found = set()
-    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
-        found |= {key for key, value in torch.cpu.get_capabilities().items() if value is True}
+    found = {key for key, value in torch.cpu.get_capabilities().items() if value is True}
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return frozenset(found | set(line.partition(":")[2].split()))

@@ -50,12 +50,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_features(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., frozenset[str]]]:
     """Return a function that reads the features of an invented machine."""
 
-    def read(cpuinfo: list[str], torch_says: dict[str, Any] | None) -> frozenset[str]:
+    def read(cpuinfo: list[str], torch_says: dict[str, Any]) -> frozenset[str]:
         monkeypatch.setattr(mpbook.device, "_cpuinfo", lambda: cpuinfo)
-        if torch_says is None:
-            monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-        else:
-            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: torch_says, raising=False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: torch_says)
         cpu_features.cache_clear()
         return cpu_features()
 
@@ -198,13 +195,13 @@ def test_features_are_what_the_operating_system_and_torch_name(
     read_features: Callable[..., frozenset[str]],
 ) -> None:
     x86 = ["processor\t: 0", "flags\t\t: fpu sse2 avx512_bf16", "bugs\t: spectre", "flags\t: no"]
-    assert read_features(x86, None) == {"fpu", "sse2", "avx512_bf16"}
+    assert read_features(x86, {}) == {"fpu", "sse2", "avx512_bf16"}
     arm = ["processor\t: 0", "Features\t: fp asimd fphp asimdhp", "CPU part\t: 0xd40"]
-    assert read_features(arm, None) == {"fp", "asimd", "fphp", "asimdhp"}
+    assert read_features(arm, {}) == {"fp", "asimd", "fphp", "asimdhp"}
     torch_says = {"avx512_fp16": True, "amx_fp16": False, "num_sockets": 1, "cpu_name": "EPYC"}
     assert read_features(x86, torch_says) == {"fpu", "sse2", "avx512_bf16", "avx512_fp16"}
     assert read_features([], torch_says) == {"avx512_fp16"}
-    assert read_features([], None) == frozenset()
+    assert read_features([], {}) == frozenset()
 
 
 def test_features_of_this_machine_are_words() -> None:

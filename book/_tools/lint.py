@@ -19,6 +19,7 @@ from typing import NamedTuple
 import nbformat
 from nbformat import NotebookNode
 from refresh import WIDGET_VIEW, normalise
+from version_links import NAMED
 
 BOOK = Path(__file__).resolve().parents[1]
 CHAPTERS = ("numbers", "recipe", "formats_that_need_less", "practice")
@@ -226,16 +227,25 @@ def measured_literals(text: str) -> list[str]:
     tables are not prose.
     """
     found = []
-    for paragraph in re.split(r"\n\s*\n", _FENCE.sub(_unfence, text)):
+    for paragraph in _paragraphs(text):
         escape = _ESCAPE.search(paragraph)
         if escape and not escape["reason"].strip(" :,-\n"):
             found.append("an escape without its reason")
-        if escape or "{cite" in paragraph:
-            continue
-        lines = paragraph.splitlines()
-        prose = "\n".join(x for x in lines if not x.lstrip().startswith((">", "|")))
-        found += [match[0] for match in MEASURED.finditer(_NOT_PROSE.sub(" ", prose))]
+        found += _unsupported(MEASURED, paragraph)
     return found
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", _FENCE.sub(_unfence, text))
+
+
+def _unsupported(pattern: re.Pattern[str], paragraph: str) -> list[str]:
+    """Return what a pattern finds in a paragraph's prose, if it has no citation and no escape."""
+    if _ESCAPE.search(paragraph) or "{cite" in paragraph:
+        return []
+    lines = paragraph.splitlines()
+    prose = "\n".join(x for x in lines if not x.lstrip().startswith((">", "|")))
+    return [match[0] for match in pattern.finditer(_NOT_PROSE.sub(" ", prose))]
 
 
 def no_measured_literal(page: NotebookNode) -> list[Finding]:
@@ -244,6 +254,16 @@ def no_measured_literal(page: NotebookNode) -> list[Finding]:
         Finding(index, f"measured number in prose: {literal!r} (glue it, cite it, or escape it)")
         for index, cell in cells(page, "markdown")
         for literal in measured_literals(cell.source)
+    ]
+
+
+def no_bare_version(page: NotebookNode) -> list[Finding]:
+    """A version of torch in a sentence is a link to the records of what it decides."""
+    return [
+        Finding(index, f"version in prose: {version!r} (make it a link to version-ID, or cite it)")
+        for index, cell in cells(page, "markdown")
+        for paragraph in _paragraphs(cell.source)
+        for version in _unsupported(NAMED, paragraph)
     ]
 
 
@@ -309,7 +329,9 @@ def external_css_loads(css: str) -> list[str]:
 
 # --- the command ---------------------------------------------------------------------------------
 
-PAGE_RULES: tuple[Rule, ...] = (alt_text, no_doubled_line, no_measured_literal, no_todo)
+PAGE_RULES: tuple[Rule, ...] = (
+    alt_text, no_bare_version, no_doubled_line, no_measured_literal, no_todo,
+)  # fmt: skip
 NOTEBOOK_RULES: tuple[Rule, ...] = (
     executed, no_stray_errors, normal_form, widgets_have_a_twin, size_budget, short_cells,
 )  # fmt: skip

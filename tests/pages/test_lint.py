@@ -54,12 +54,8 @@ def test_the_book_is_clean(path: Path) -> None:
 def test_every_public_module_is_in_the_reference() -> None:
     text = (lint.BOOK / "reference" / "api.md").read_text("utf-8")
     package = lint.BOOK.parent / "mpbook"
-    of_one_page = {
-        "exercises",
-        "explorers",
-        "claims",
-        "experiments",
-    }  # their package speaks for them
+    # Their package speaks for them.
+    of_one_page = {"exercises", "explorers", "claims", "experiments", "versions"}
     found = [p for p in package.rglob("*.py") if p.parent.name not in of_one_page]
     found += package.rglob("__init__.py")
     names = {".".join(p.relative_to(package.parent).with_suffix("").parts) for p in found}
@@ -188,6 +184,44 @@ def test_an_escape_needs_a_reason_and_covers_one_paragraph() -> None:
     assert findings(lint.no_measured_literal, prose("12 s <!-- lint: exact -->")) == 1
     two = "12 s <!-- lint: exact: a budget -->\n\nand 13 s"
     assert findings(lint.no_measured_literal, prose(two)) == 1
+
+
+# A version of torch is a link.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It saturates from torch 2.13 on.",
+        "Before version 2.12, it chose NaN.",
+        "PyTorch saturates from\n2.12 on ([a thread](https://example.org/2.12)).",
+        "Since PyTorch 2.0 it does.",
+        "In torch's version 2.14.1 it does.",
+        "With 2.13.0 it does.",
+        "(PyTorch 1.7 to 1.11 had it on.)",
+        "```{note}\nUp to 2.12 it is NaN.\n```",
+        "After 2.12 it is {ref}`448 <version-x>`.",
+    ],
+)
+def test_a_version_by_hand_is_found(text: str) -> None:
+    assert findings(lint.no_bare_version, prose("# Title"), prose(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It saturates {ref}`from 2.13.0 on <version-e4m3fn-overflow>`.",
+        "torch 1.7 had it on. <!-- lint: cited: the notes -->",
+        "torch 1.7 had it on {cite}`notes`.",
+        "Pin `torch==2.13.0`, see [the notes](https://docs.pytorch.org/docs/2.2/amp.html).",
+        "```python\nprint('torch 2.13')\n```",
+        "The peak is 2.13 GB, from 2.03 to 2.61, and 2.13 in one case.",
+        "Chapter 2.13 of another book; Python 3.12; 2.11x.",
+        "> torch 2.12 gives NaN",
+    ],
+)
+def test_a_version_with_its_evidence_passes(text: str) -> None:
+    assert findings(lint.no_bare_version, prose(text)) == 0
 
 
 # Size and form.
