@@ -23,7 +23,7 @@ FLOORS = [
     {"training", "many_gpus"},
     {"evidence"},
     {"explorers", "exercises"},
-    {"peers"},
+    {"peers", "doctor"},
     {"bench"},
     {"__main__"},
 ]
