@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from wrapped_optimizers import WRAPPED, Accelerated, Apex, Fabric, Lookahead, adamw
+from wrapped_optimizers import WRAPPED, Accelerated, Apex, Fabric, Lookahead, Several, adamw
 
 from mpbook.master_weights import MasterWeights
 from mpbook.watch.histograms import Histogram, log2_histogram
@@ -198,6 +198,25 @@ def test_wrappers_are_found_outermost_first_and_cycles_end():
     inner.owner = outer  # as back references are
     assert [id(one) for one in with_wrapped(outer)] == [id(outer), id(middle), id(inner)]
     assert with_wrapped(adamw([nn.Parameter(torch.ones(1))]))[1:] == []
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda pair: dict(enumerate(pair))])
+def test_wrapped_optimizers_are_found_in_lists_and_dicts_too(kind):
+    inner = [adamw([nn.Parameter(torch.ones(1))]) for _ in range(2)]
+    outer = Several(*inner)
+    outer.optimizers = kind(inner)
+    assert [id(one) for one in with_wrapped(outer)] == [id(outer), *map(id, inner)]
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, Accelerated, Fabric, Lookahead])
+def test_a_wrapper_without_copies_may_not_hold_others_beside_the_models_weights(wrap):
+    model = small_model()
+    stale = nn.Linear(6, 2)  # a head that was replaced after the optimizer was built
+    optimizer = wrap(adamw([*model.parameters(), *stale.parameters()]))
+    with pytest.raises(
+        ValueError, match=r"holds a parameter of shape \(2, 6\) that is not the mod"
+    ):
+        Probe(model, optimizer)
 
 
 def test_begun_and_ended_come_once_a_step_and_in_this_order():
