@@ -40,6 +40,8 @@ NUMBERS = tuple(
 )  # fmt: skip
 """What computes with torch: the tests that a kernel's choice of order or of width could change."""
 EVERYTHING = ("tests",)
+MORE_THAN_CORES = {"MKL_DYNAMIC": "FALSE"}
+"""Without it MKL, and torch after it, has no more threads than the machine has cores."""
 NOTEBOOKS = ("book",)
 
 
@@ -54,8 +56,8 @@ class Variant:
 
 VARIANTS = {
     "threads-1": Variant({"OMP_NUM_THREADS": "1"}, NUMBERS),
-    "threads-2": Variant({"OMP_NUM_THREADS": "2"}, NUMBERS),
-    "threads-4": Variant({"OMP_NUM_THREADS": "4"}, NUMBERS + NOTEBOOKS),
+    "threads-2": Variant({"OMP_NUM_THREADS": "2", **MORE_THAN_CORES}, NUMBERS),
+    "threads-4": Variant({"OMP_NUM_THREADS": "4", **MORE_THAN_CORES}, NUMBERS + NOTEBOOKS),
     "avx2": Variant(
         {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, NUMBERS + NOTEBOOKS
     ),

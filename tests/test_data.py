@@ -277,10 +277,10 @@ def test_digits_are_shuffled_the_same_way_each_time() -> None:
 def test_digits_have_zero_mean_and_a_range_of_one() -> None:
     for held_out in (360, 1000):
         data = digits(validation_examples=held_out)
-        assert abs(data.inputs.mean().item()) < 1e-6
+        assert abs(data.inputs.mean().item()) < 1e-5
         assert data.inputs.max() - data.inputs.min() == pytest.approx(1)
         assert data.validation_inputs is not None
-        assert abs(data.validation_inputs.mean().item()) > 1e-6  # the mean is the training part's
+        assert abs(data.validation_inputs.mean().item()) > 1e-4  # the mean is the training part's
 
 
 def test_digits_have_the_shapes_and_dtypes_that_models_take() -> None:

@@ -4,11 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import cpu_vec_isa
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -612,3 +616,35 @@ def test_training_updates_the_models_own_float16_weights() -> None:
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float16
         assert parameter.grad.abs().sum() > 0
+
+
+# --- compiling --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [0, 128, 256, 512])
+def test_a_compiled_function_is_cached_under_the_width_of_the_vectors(
+    monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options))
+    monkeypatch.setattr(
+        cpu_vec_isa, "pick_vec_isa", lambda: SimpleNamespace(bit_width=lambda: bits)
+    )
+    mpbook.device.compiled(len, fullgraph=True)
+    assert seen == [{"fullgraph": True, "options": {"cpp.simdlen": bits} if bits else None}]
+
+
+def test_without_a_compiler_it_is_torch_that_complains_and_when_it_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> Any:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", none)
+    assert callable(mpbook.device.compiled(torch.sin))
+
+
+def test_the_package_compiles_nothing_without_it() -> None:
+    package = Path(mpbook.device.__file__).parent
+    found = [p.name for p in package.rglob("*.py") if "torch.compile(" in p.read_text("utf-8")]
+    assert found == ["device.py"]

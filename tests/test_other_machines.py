@@ -1,5 +1,6 @@
-"""What `portability` and `versions` stand on: variants, orders, environments, and which warnings fail."""
+"""`portability` and `versions`: variants, orders, environments; and which warnings fail."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_an_order_keeps_files_whole_and_depends_on_its_seed_alone(monkeypatch):
         orders.append([(item.path, item.number) for item in shuffled])
     assert orders[0] == orders[1] != orders[2]
     paths = [path for path, _ in orders[0]]
-    assert sum(a != b for a, b in zip(paths, paths[1:], strict=False)) == 7
+    assert sum(a != b for a, b in itertools.pairwise(paths)) == 7
     assert sorted(orders[0]) == [(item.path, item.number) for item in given] != orders[0]
 
 

@@ -79,7 +79,7 @@ def chosen_by(only: str) -> list[Versions]:
 
 
 def run(versions: Versions, options: argparse.Namespace) -> Outcome:
-    """Run the tests in one environment, made if it is not there; that it cannot be is an outcome."""
+    """Run the tests in one environment, made if need be; that it cannot be made is an outcome."""
     home = options.folder / versions.name
     log = LOGS / "versions" / f"{versions.name}.log"
     try:

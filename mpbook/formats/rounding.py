@@ -17,6 +17,7 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
+from mpbook import device as devices
 from mpbook.formats.checks import check_out, check_tensor
 from mpbook.formats.counter_hash import draw_keys
 from mpbook.formats.description import (
@@ -101,7 +102,7 @@ def _compiled_round_to(
     # torch counts the versions of one piece of source, at most 8, and would see one here for all
     # options.  A copy of its own gives each function its own count; past it, fullgraph raises.
     code = round_whole.__code__.replace(co_name=f"round_to_{format.name}_{rounding}_{overflow}")
-    compiled = torch.compile(FunctionType(code, round_whole.__globals__), fullgraph=True)
+    compiled = devices.compiled(FunctionType(code, round_whole.__globals__), fullgraph=True)
 
     def run(x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None) -> None:
         if x.numel() < 2:  # the compiler would specialise on sizes 0 and 1

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mpbook.cost.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
 from mpbook.data import Data
-from mpbook.device import matmul_emulation, pick
+from mpbook.device import compiled, matmul_emulation, pick
 from mpbook.device import name as device_name
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
 from mpbook.master_weights import (
@@ -60,7 +60,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         # The loss function too: float32 logits are the largest tensor of a language model.
-        self._loss_of = torch.compile(loss_of) if self.compiled else loss_of
+        self._loss_of = compiled(loss_of) if self.compiled else loss_of
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""

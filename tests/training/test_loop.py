@@ -595,7 +595,7 @@ def test_a_step_without_any_update_has_no_fraction():
 def test_a_compiled_loss_is_called_and_its_model_not_hooked(monkeypatch):
     calls = []
 
-    def compile(function):
+    def compile(function, **options):
         return lambda *arguments: calls.append(len(arguments[-1])) or function(*arguments)
 
     monkeypatch.setattr(torch, "compile", compile)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.cost.measure import dense_peak
+from mpbook.device import compiled
 from mpbook.device import name as device_name
 from mpbook.evidence.experiments.base import (
     Case,
@@ -88,11 +89,11 @@ def plain_step(trainer: Trainer) -> Callable[[Tensor, Tensor], Tensor]:
         logits = model(inputs)
         return nn.functional.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
 
-    compiled = torch.compile(loss_of) if trainer.compiled else loss_of
+    run = compiled(loss_of) if trainer.compiled else loss_of
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         with region():
-            loss = compiled(inputs, targets)
+            loss = run(inputs, targets)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
