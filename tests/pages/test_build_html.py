@@ -1,4 +1,4 @@
-"""`build_html`: pages that are current are known to be, and a warning is never lost between builds."""
+"""`build_html`: current pages are known to be, and no warning is lost between two builds."""
 
 from __future__ import annotations
 
