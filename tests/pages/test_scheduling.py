@@ -12,6 +12,7 @@ from scheduling import rank, unit
     [
         ("tests/test_data.py::test_a[book/index.html]", "tests/test_data.py"),
         ("tests/test_data.py::Group::test_a", "tests/test_data.py"),
+        ("book/quickstart::ipynb::Cell 0", "book/quickstart.ipynb"),
         ("book/quickstart.ipynb::Cell 0", "book/quickstart.ipynb"),
         ("tests/pages/test_browser.py::test_search", "tests/pages/test_browser.py"),
     ],
@@ -31,11 +32,11 @@ def test_the_tests_of_one_page_stay_together_apart_from_other_pages() -> None:
 
 def test_the_pages_are_built_first_then_the_notebooks_run_then_the_browser() -> None:
     order = [
-        "tests/pages/test_built_pages.py",
-        "book/quickstart.ipynb",
-        "tests/pages/test_browser.py::book/index.html",
-        "tests/explorers/test_census.py",
-        "tests/evidence/test_recorder.py",
-        "tests/test_data.py",
+        "tests/pages/test_built_pages.py::test_a",
+        "book/quickstart::ipynb::Cell 0",
+        "tests/pages/test_browser.py::test_a[book/index.html-http]",
+        "tests/explorers/test_census.py::test_a",
+        "tests/evidence/test_recorder.py::test_a",
+        "tests/test_data.py::test_a",
     ]
-    assert [rank(name) for name in order] == list(range(len(order)))
+    assert [rank(unit(test)) for test in order] == list(range(len(order)))
