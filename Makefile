@@ -32,7 +32,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## Build the HTML and say where it is
-	$(BIN)/python book/_tools/build.py
+	$(BIN)/python book/_tools/build_html.py
 
 read: book ## Build the HTML and serve it on localhost
 	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"

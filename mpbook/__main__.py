@@ -80,6 +80,8 @@ def _record(chosen: argparse.Namespace) -> int:
 def _bench(chosen: argparse.Namespace) -> int:
     from mpbook import bench, plots
 
+    if not chosen.no_compile and doctor.cpp_compiler() is None:
+        raise RuntimeError(f"no C++ compiler: {doctor.HOW_TO_COMPILE}, or give --no-compile")
     results = bench.bench_formats(
         chosen.formats or bench.DEFAULT_FORMATS,
         elements=chosen.elements,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import build
+import build_html
 import pytest
 from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
 from filelock import FileLock
@@ -65,13 +65,13 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session")
 def book_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the book's HTML: `make book`'s if it is current, else built here, once."""
-    if build.is_current(ROOT / "_build"):
+    if build_html.is_current(ROOT / "_build"):
         return ROOT / "_build" / "html"
     own = tmp_path_factory.getbasetemp()
     run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # all workers' folder
     with FileLock(run / "book.lock"):
-        if not (run / "book" / "_build" / build.NOTE).exists():
-            build.build(run / "book", quiet=True)
+        if not (run / "book" / "_build" / build_html.NOTE).exists():
+            build_html.build(run / "book", quiet=True)
     return run / "book" / "_build" / "html"
 
 

@@ -19,7 +19,8 @@ FIRST = ("test_built_pages.py", ".ipynb", "test_browser.py", "tests/explorers", 
 
 def unit(nodeid: str) -> str:
     """The name of the unit that a test belongs to: its file, or its page of the book."""
-    file, _, name = nodeid.partition("::")
+    # nbval calls a notebook's cell "book/quickstart::ipynb::Cell 0".
+    file, _, name = nodeid.replace("::ipynb::", ".ipynb::").partition("::")
     page = re.search(r"\[(\S+?\.html)", name) if file.endswith("test_browser.py") else None
     return f"{file}::{page[1]}" if page else file
 

@@ -127,6 +127,14 @@ def test_without_a_compiler_the_doctor_says_what_to_install(monkeypatch, capsys)
     assert "C++ compiler: none, so torch.compile fails on the CPU: install g++" in printed
 
 
+def test_without_a_compiler_the_benchmark_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    command = ["bench", "formats", "--formats", "float16", "--elements", "64", "--rounds", "1"]
+    assert main(command) == 1
+    assert "no C++ compiler: install g++" in capsys.readouterr().err
+    assert main([*command, "--no-compile"]) == 0
+
+
 def test_a_compiler_that_does_not_run_is_none(monkeypatch, tmp_path):
     stub = tmp_path / "g++"
     stub.write_text("#!/bin/sh\nexit 1\n")

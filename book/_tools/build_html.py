@@ -1,6 +1,6 @@
 """Build the book's HTML, warnings as errors, and note from what it was built.
 
-    python book/_tools/build.py
+    python book/_tools/build_html.py
 
 The note lies beside the pages: a checksum of each source, and the versions that turn them into
 pages. Where it still holds, the tests read these pages instead of building them again.
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     try:
         print(f"The book is in {build() / 'index.html'}")
     except BuildError as error:
-        sys.exit(f"build: {error}")
+        sys.exit(f"build_html: {error}")
