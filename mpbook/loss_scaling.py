@@ -42,6 +42,12 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
+GROWTH_INTERVAL = 2000
+"""Finite steps in a row after which a dynamic loss scale grows: GradScaler's default, and ours.
+
+Training and the loss-scale explorer take it from here; the explorer's JavaScript, which has no
+Python to ask, repeats it, and a test compares the two."""
+
 
 class AnyOptimizer(Protocol):
     """A `torch.optim.Optimizer`, or a wrapper that looks like one.
@@ -256,7 +262,7 @@ class DynamicLossScaler(StaticLossScaler):
         *,
         growth_factor: float = 2.0,
         backoff_factor: float = 0.5,
-        growth_interval: int = 2000,
+        growth_interval: int = GROWTH_INTERVAL,
     ):
         super().__init__(scale)
         if not (_is_number(growth_factor) and 1 < growth_factor < math.inf):

@@ -30,9 +30,9 @@ from mpbook.explorers.census import (
 )
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, FloatFormat, as_format
+from mpbook.loss_scaling import GROWTH_INTERVAL
 
 OFFERED = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn")
-GROWTH_INTERVAL = 2000  # torch.amp.GradScaler's default
 
 
 def _as_exponent(exponent: Any) -> int:

@@ -31,7 +31,7 @@ from mpbook.precision import Precision, as_precision
 from mpbook.training.loop import train
 from mpbook.training.nudge import nudged
 from mpbook.training.paired import PairedDifference
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

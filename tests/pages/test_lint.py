@@ -54,7 +54,8 @@ def test_the_book_is_clean(path: Path) -> None:
 def test_every_public_module_is_in_the_reference() -> None:
     text = (lint.BOOK / "reference" / "api.md").read_text("utf-8")
     package = lint.BOOK.parent / "mpbook"
-    of_one_page = {"exercises", "explorers", "claims", "experiments"}  # their package speaks for them
+    # Their package speaks for them.
+    of_one_page = {"exercises", "explorers", "claims", "experiments"}
     found = [p for p in package.rglob("*.py") if p.parent.name not in of_one_page]
     found += package.rglob("__init__.py")
     names = {".".join(p.relative_to(package.parent).with_suffix("").parts) for p in found}

@@ -16,7 +16,7 @@ from mpbook.training import comparison, train
 from mpbook.training.comparison import CONTROL, Comparison, compare
 from mpbook.training.nudge import nudged
 from mpbook.training.paired import PairedDifference
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SETTINGS = dict(steps=4, batch_size=8, learning_rate=0.01, device="cpu")
