@@ -9,7 +9,7 @@ from mpbook.data import Examples
 from mpbook.models import MLP
 from mpbook.precision import PRECISIONS
 from mpbook.training.comparison import Comparison
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SETTINGS = dict(steps=4, batch_size=8, learning_rate=0.01, device="cpu")

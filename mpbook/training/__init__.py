@@ -1,6 +1,9 @@
 """Training in one precision, and comparing several: `train` and `compare`.
 
-* `mpbook.training.loop` is the loop in which precision is the only variable.
+* `mpbook.training.step` is one step of it, `mpbook.training.loop` the loop in which precision is
+  the only variable; `settings` is what a run is asked to do, `run` what it did.
+* `mpbook.training.environment` sets the global switches, `mpbook.training.resume` saves a run and
+  goes on from it.
 * `mpbook.training.comparison_runs` runs it over precisions and seeds, `mpbook.training.nudge` makes
   the control.
 * `mpbook.training.comparison` says what the runs show, `mpbook.training.paired` what differences
@@ -9,10 +12,13 @@
 
 from mpbook.training.comparison import Comparison
 from mpbook.training.comparison_runs import compare
-from mpbook.training.loop import Trainer, environment, loss_of, prepare, train, training_step
+from mpbook.training.environment import environment
+from mpbook.training.loop import train
 from mpbook.training.nudge import nudged
 from mpbook.training.paired import PairedDifference, t_test_power
-from mpbook.training.runs import Run, Settings, cross_entropy
+from mpbook.training.run import Run
+from mpbook.training.settings import Settings, cross_entropy
+from mpbook.training.step import Trainer, loss_of, prepare, training_step
 
 __all__ = [
     "Comparison",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_VERSION = 1
+_VERSION = 2
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

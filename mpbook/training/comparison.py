@@ -18,7 +18,7 @@ from mpbook.cost.measure import Spread, ratios
 from mpbook.notebook import Table
 from mpbook.training.comparison_figure import draw
 from mpbook.training.paired import PairedDifference
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpbook.training.paired import PairedDifference
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

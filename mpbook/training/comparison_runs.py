@@ -28,7 +28,7 @@ from mpbook.precision import Precision, as_precision
 from mpbook.training.comparison import Comparison, one_of
 from mpbook.training.loop import train
 from mpbook.training.nudge import nudged
-from mpbook.training.runs import Run
+from mpbook.training.run import Run
 
 CONTROL = "1-ulp nudge"
 """What tables and figures call the control."""

@@ -3,20 +3,14 @@
 Every chapter trains with this loop and changes nothing but `mpbook.precision.Precision`, so that
 what differs between two runs is the precision and nothing else: the same seed gives the same
 initial weights, the same batches and the same order of operations on every device.
-
-`training_step` is the whole of mixed-precision training on one screen: autocast, scale, backward,
-unscale, and an update that is skipped when a gradient is not finite.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,100 +20,18 @@ from torch import Tensor, nn
 
 from mpbook.cost.measure import Memory, Stopwatch, count_bytes, saved_for_backward, state_tensors
 from mpbook.data import Data
-from mpbook.device import compiled, matmul_emulation, pick
 from mpbook.device import name as device_name
-from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
-from mpbook.master_weights import (
-    Float32Updates,
-    KahanSummation,
-    MasterWeights,
-    StochasticRounding,
-)
+from mpbook.device import pick
+from mpbook.master_weights import Float32Updates
 from mpbook.models import parameter_count
 from mpbook.notebook import Progress
-from mpbook.precision import Precision, as_precision, autocast
-from mpbook.training import checkpoint_files
-from mpbook.training.runs import History, Loss, Run, Settings
+from mpbook.precision import Precision, as_precision
+from mpbook.training import resume
+from mpbook.training.environment import environment
+from mpbook.training.run import History, Run
+from mpbook.training.settings import Settings
+from mpbook.training.step import Trainer, prepare, training_step
 from mpbook.watch.lost_updates import updates_lost
-
-# --- One step ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Trainer:
-    """What changes during a run: the model, the optimizer, the loss scale, the random states."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: StaticLossScaler
-    precision: Precision
-    settings: Settings
-    device: torch.device
-    generator: torch.Generator
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        # The loss function too: float32 logits are the largest tensor of a language model.
-        self._loss_of = compiled(loss_of) if self.compiled else loss_of
-
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch: the model in its precision, the loss function in float32."""
-        return self._loss_of(self.model, self.precision, self.settings.loss, inputs, targets)
-
-
-def loss_of(
-    model: nn.Module, precision: Precision, loss: Loss, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    """The loss of a batch: the model in a precision, the loss function in float32."""
-    if inputs.is_floating_point():
-        inputs = inputs.to(precision.parameter_dtype)
-    with autocast(precision, targets.device):
-        outputs = model(inputs)
-    return loss(outputs.float(), targets)
-
-
-def training_step(
-    trainer: Trainer,
-    inputs: Tensor,
-    targets: Tensor,
-) -> tuple[Tensor, Tensor, bool]:
-    """One step of training: the recipe of this book.
-
-    Returns:
-        The loss and the norm of the unscaled gradients, as 0-dimensional
-        float32 tensors, and whether the weights were updated.
-    """
-    scaler, optimizer = trainer.scaler, trainer.optimizer
-    optimizer.zero_grad()
-
-    loss = trainer.loss(inputs, targets)  # forward in 16 bits
-    scaler.scale(loss).backward()  # backward in 16 bits
-
-    scaler.unscale_(optimizer)  # in float32
-    gradients = gradients_of(optimizer)
-    norm = gradient_norm(gradients)
-    if trainer.settings.clip_norm is not None:
-        clip(gradients, norm, trainer.settings.clip_norm)
-
-    updated = scaler.step(optimizer)  # in float32, if the weights are
-    scaler.update()
-    return loss.detach(), norm, updated
-
-
-def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, computed in float32."""
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
-
-
-def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
-    """Scale the gradients down in place so that their norm is at most ``largest``."""
-    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.to(gradient.dtype))
-
-
-# --- The loop ---------------------------------------------------------------------------------
 
 
 def train(
@@ -153,7 +65,7 @@ def train(
         save_every: keep one there every so many steps too.
         resume_from: a checkpoint of a run with the same model and settings, to go on from bit for
             bit; ``steps`` counts from the beginning of that run.
-        **settings: see `Settings`: batch_size, learning_rate, optimizer, clip_norm, seed ...
+        **settings: see `Settings`: batch_size, accumulation_steps, learning_rate, optimizer ...
 
     Raises:
         ValueError: a setting out of range, a model with nothing to train, a checkpoint of another
@@ -169,8 +81,8 @@ def train(
         trainer = prepare(model, precision, options, chosen, compile=compile)
         run = Run(precision, _config(model, data, trainer), model=trainer.model)
         if resume_from is not None:
-            _load(Path(resume_from), trainer, run)
-        save = partial(_save, Path(save_to), trainer, run) if save_to is not None else None
+            resume.load(Path(resume_from), trainer, run)
+        save = partial(resume.save, Path(save_to), trainer, run) if save_to is not None else None
         _loop(trainer, data, run, save=save, save_every=save_every, progress=progress)
         if not run.stopped_on_nan:  # else the last good checkpoint is worth more
             _validate(trainer, data, run)
@@ -196,7 +108,7 @@ def _loop(
         for step in range(first, settings.steps):
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
-            inputs, targets = data.sample(settings.batch_size, trainer.generator)
+            inputs, targets = data.sample(_examples(settings), trainer.generator)
             scale = trainer.scaler.loss_scale
             if step == first:  # outside the clock: it counts memory, and warms caches up
                 loss, norm, updated = _measured_step(trainer, run, inputs, targets, step)
@@ -225,9 +137,14 @@ def _loop(
         _finish(trainer, data, run, seconds, timed_steps=run.steps - first - 1)
 
 
+def _examples(settings: Settings) -> int:
+    """Of a step: of all its micro-batches."""
+    return settings.batch_size * settings.accumulation_steps
+
+
 def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_steps: int) -> None:
     """Note what the steps made here cost."""
-    items = timed_steps * trainer.settings.batch_size * data.items_per_example
+    items = timed_steps * _examples(trainer.settings) * data.items_per_example
     run.items_per_second = items / seconds if timed_steps else math.nan
     run.memory = replace(run.memory, optimizer_state=_optimizer_bytes(trainer.optimizer))
     if trainer.device.type == "cuda":
@@ -258,8 +175,7 @@ def _measured_step(
 
     What a compiled model saves for the backward pass is not counted: hooks would break its graph.
     """
-    counting = nullcontext(lambda: 0) if trainer.compiled else saved_for_backward(trainer.model)
-    with counting as saved:
+    with _most_saved(trainer) as saved:
         result = _watched_step(trainer, run, inputs, targets, step)
     parameters = list(trainer.model.parameters())
     kept = trainer.optimizer.kept if isinstance(trainer.optimizer, Float32Updates) else {}
@@ -270,6 +186,28 @@ def _measured_step(
         saved_for_backward=saved(),
     )
     return result
+
+
+@contextmanager
+def _most_saved(trainer: Trainer) -> Iterator[Callable[[], int]]:
+    """Count what autograd saves for one micro-batch at a time, and yield the most of them."""
+    if trainer.compiled:
+        yield lambda: 0
+        return
+    counts: list[Callable[[], int]] = []
+    loss_of_batch = trainer.loss
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        counting.close()  # the backward pass of the one before has freed what it had saved
+        counts.append(counting.enter_context(saved_for_backward(trainer.model)))
+        return loss_of_batch(inputs, targets)
+
+    with ExitStack() as counting:
+        trainer.loss = loss  # type: ignore[method-assign]
+        try:
+            yield lambda: max(count() for count in counts)
+        finally:
+            del trainer.loss
 
 
 def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -292,63 +230,6 @@ def _validate(trainer: Trainer, data: Data, run: Run) -> None:
         run.validation_losses.append((run.steps, (total / count).item()))
 
 
-def prepare(
-    model: nn.Module,
-    precision: Precision,
-    settings: Settings,
-    device: torch.device,
-    *,
-    compile: bool = False,
-) -> Trainer:
-    """A copy of the model in its precision, with optimizer, loss scaler and generators.
-
-    For a loop of your own around `training_step`; run it inside `environment`.
-
-    Raises:
-        ValueError: a model with nothing to train.
-    """
-    ours = copy.deepcopy(model).to(device=device, dtype=precision.parameter_dtype).train()
-    parameters = [p for p in ours.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(f"model: {type(model).__name__} has no trainable parameters")
-    optimizer = _prepare_optimizer(parameters, precision, settings, device)
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    return Trainer(
-        model=ours,
-        optimizer=optimizer,
-        scaler=_prepare_scaler(precision, settings),
-        precision=precision,
-        settings=settings,
-        device=device,
-        generator=torch.Generator().manual_seed(settings.seed),
-        compiled=compile,
-    )
-
-
-def _prepare_optimizer(
-    parameters: list[nn.Parameter], precision: Precision, settings: Settings, device: torch.device
-) -> torch.optim.Optimizer:
-    optimizer = settings.make_optimizer(parameters)
-    match precision.weight_update:
-        case "master_weights":
-            return MasterWeights(optimizer)
-        case "stochastic_rounding":
-            generator = torch.Generator(device).manual_seed(settings.seed + 1)
-            return StochasticRounding(optimizer, generator=generator)
-        case "kahan_summation":
-            return KahanSummation(optimizer)
-    return optimizer
-
-
-def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler:
-    if precision.loss_scale is None:
-        return NoLossScaler()
-    if precision.loss_scale == "dynamic":
-        return DynamicLossScaler(growth_interval=settings.loss_scale_growth_interval)
-    return StaticLossScaler(float(precision.loss_scale))
-
-
 def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
     """The exact configuration, in numbers and strings."""
     return {
@@ -358,118 +239,8 @@ def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
         "item": "token" if data.items_per_example > 1 else "example",
         "precision": {k: str(v) for k, v in asdict(trainer.precision).items()},
         "settings": trainer.settings.as_dict(),
+        "optimizer": resume.optimizer_options(trainer.optimizer),
+        "compile": trainer.compiled,
         "device": device_name(trainer.device),
         "torch": torch.__version__,
     }
-
-
-@contextmanager
-def environment(precision: Precision, settings: Settings, device: torch.device) -> Iterator[None]:
-    """The global switches that a run needs, set back afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(settings.seed)
-        stack.enter_context(_float32_matmul(precision, device))
-        stack.enter_context(matmul_emulation(precision.compute_dtype, device))
-        if settings.deterministic and device.type == "cuda":
-            stack.enter_context(_deterministic())
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        yield
-
-
-@contextmanager
-def _float32_matmul(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Whether float32 products of matrices and convolutions may run in TF32."""
-    tf32 = precision.float32_matmul == "tf32"
-    if tf32 and device.type == "cpu":
-        warnings.warn(
-            'precision="tf32": a CPU has no TF32; its float32 products run in full float32',
-            stacklevel=4,
-        )
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Only kernels that repeat bit for bit, where CUDA has them."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warned_only)
-
-
-# --- Saving and going on ----------------------------------------------------------------------
-
-_RECORDED = ("losses", "gradient_norms", "loss_scales", "skipped_steps", "seconds")
-_RECORDED_PAIRS = ("validation_losses", "updates_lost")
-
-
-def _save(path: Path, trainer: Trainer, run: Run) -> None:
-    """Write everything that the rest of the run depends on."""
-    on_cuda = trainer.device.type == "cuda"
-    state = {
-        "identity": _identity(trainer, run),
-        "model": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "batches": trainer.generator.get_state(),
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_cuda else None,
-        "run": {name: getattr(run, name) for name in _RECORDED},
-        **{name: [list(pair) for pair in getattr(run, name)] for name in _RECORDED_PAIRS},
-    }
-    checkpoint_files.save(path, state)
-
-
-def _load(path: Path, trainer: Trainer, run: Run) -> None:
-    """Go on from a checkpoint of the same model, settings and precision."""
-    state = checkpoint_files.load(path)
-    for part, expected in _identity(trainer, run).items():
-        saved = state["identity"][part]
-        if saved != expected:
-            raise ValueError(
-                f'resume_from="{path}": saved with another {part}: {_difference(saved, expected)}'
-            )
-    trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scaler.load_state_dict(state["scaler"])
-    trainer.generator.set_state(state["batches"])
-    torch.set_rng_state(state["torch_rng"])
-    if trainer.device.type == "cuda" and state["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
-    for name in _RECORDED:
-        setattr(run, name, state["run"][name])
-    for name in _RECORDED_PAIRS:
-        setattr(run, name, [(step, value) for step, value in state[name]])
-    if run.steps >= trainer.settings.steps:
-        raise ValueError(
-            f'steps={trainer.settings.steps}: "{path}" has done {run.steps} already; '
-            "steps counts from the beginning of the saved run"
-        )
-
-
-def _identity(trainer: Trainer, run: Run) -> dict[str, dict[str, str]]:
-    """What must be the same for a run to be the continuation of another."""
-    settings = {k: str(v) for k, v in run.config["settings"].items()}
-    if trainer.settings.decay == "none":
-        del settings["steps"]  # without decay a longer run begins like a shorter one
-    shapes = {name: str(tuple(p.shape)) for name, p in trainer.model.named_parameters()}
-    return {"model": shapes, "settings": settings, "precision": run.config["precision"]}
-
-
-def _difference(saved: dict[str, str], expected: dict[str, str]) -> str:
-    keys = sorted(saved.keys() | expected.keys())
-    key = next(k for k in keys if saved.get(k) != expected.get(k))
-    return f"{key} was {saved.get(key, 'absent')}, is {expected.get(key, 'absent')}"

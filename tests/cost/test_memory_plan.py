@@ -26,7 +26,7 @@ from mpbook.data import ByteCorpus
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
 from mpbook.precision import PRECISIONS, Precision, autocast
 from mpbook.training import train
-from mpbook.training.runs import cross_entropy
+from mpbook.training.settings import cross_entropy
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SHAPES = (

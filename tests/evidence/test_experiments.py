@@ -22,7 +22,8 @@ from mpbook.evidence.experiments import (
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
 from mpbook.precision import PRECISIONS
 from mpbook.training import training_step
-from mpbook.training.runs import Run, cross_entropy
+from mpbook.training.run import Run
+from mpbook.training.settings import cross_entropy
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(vocabulary=300, context=16, layers=2, width=32)

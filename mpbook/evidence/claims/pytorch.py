@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mpbook import tf32
 from mpbook.autocast.operators import OPERATORS
 from mpbook.autocast.policy import measure_policy
 from mpbook.evidence.claims.base import NOT_RECORDED, Claim, Finding, by_share, exactly, live
@@ -63,8 +64,7 @@ def _same_lists() -> Finding:
 
 
 def _tf32() -> Finding:
-    products = torch.backends.cuda.matmul.allow_tf32
-    convolutions = torch.backends.cudnn.allow_tf32
+    products, convolutions = tf32.allowed()
     why = (
         f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}."
     )

@@ -11,7 +11,8 @@ from mpbook.evidence.claims.base import MICIKEVICIUS, Claim, Finding, by_share, 
 from mpbook.models import GPT, MLP, GPTConfig, parameter_count
 from mpbook.precision import Precision
 from mpbook.training import train
-from mpbook.training.runs import Run, cross_entropy
+from mpbook.training.run import Run
+from mpbook.training.settings import cross_entropy
 
 _ADAM_BYTES = 16  # float32: the weight, its gradient and two moments
 

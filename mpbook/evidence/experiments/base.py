@@ -14,8 +14,7 @@ from torch import Tensor
 from mpbook.cost.measure import peak_memory, time_calls
 from mpbook.models import GPT, GPTConfig, parameter_count
 from mpbook.precision import Precision, as_precision
-from mpbook.training import Trainer, environment, prepare
-from mpbook.training.runs import Settings
+from mpbook.training import Settings, Trainer, environment, prepare
 
 Case = dict[str, Any]
 """What one case varies, in numbers and strings."""

@@ -13,8 +13,7 @@ from mpbook.data import ByteCorpus, standard_library
 from mpbook.evidence.experiments.base import Results
 from mpbook.models import GPT, GPTConfig
 from mpbook.precision import Precision
-from mpbook.training import train
-from mpbook.training.runs import Run
+from mpbook.training import Run, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.evidence.experiments.byte_gpt import ByteGPT, loss_results, sizes
 from mpbook.models import GPT
 from mpbook.precision import Precision, as_precision
-from mpbook.training.runs import cross_entropy
+from mpbook.training import cross_entropy
 from mpbook.watch.probe import Probe
 
 

@@ -7,8 +7,7 @@ shapes show what a model can hope for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from mpbook.cost.measure import dense_peak, time_calls
 from mpbook.device import matmul_emulation
 from mpbook.device import name as device_name
 from mpbook.evidence.experiments.base import Case, Experiment, Results
+from mpbook.tf32 import float32_products
 
 _CACHE_BYTES = 256 * 2**20  # more than the last cache of any GPU here
 
@@ -57,7 +57,7 @@ def _measure(config: Config, case: Case, device: torch.device) -> Results:
     flops = 2 * m * k * n
     calls = max(1, min(200, round(2e9 / flops))) if device.type == "cpu" else 5
     emulation = matmul_emulation(_dtype(format), device)
-    with _tf32(format == "tfloat32"), emulation:
+    with float32_products(tf32=format == "tfloat32"), emulation:
         spread = time_calls(
             _product(format), inputs, device=device, readings=config.readings, calls=calls
         )
@@ -90,16 +90,6 @@ def _product(format: str) -> Callable[..., Any]:
         return torch._scaled_mm(a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
 
     return scaled
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 EXPERIMENT = Experiment(

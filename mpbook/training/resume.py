@@ -1,0 +1,113 @@
+"""Saving a run, and going on from it bit for bit.
+
+A checkpoint says what it was saved under: the model's shapes, the settings with every function and
+its arguments, the precision, what the optimizer was built with, and compilation.  A run goes on
+from it only if all of that is the same, and exactly known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mpbook.master_weights import Float32Updates
+from mpbook.training import checkpoint_files
+from mpbook.training.description import describe, is_exact
+from mpbook.training.run import Run
+from mpbook.training.step import Trainer
+
+_RECORDED = ("losses", "gradient_norms", "loss_scales", "skipped_steps", "seconds")
+_RECORDED_PAIRS = ("validation_losses", "updates_lost")
+
+
+def save(path: Path, trainer: Trainer, run: Run) -> None:
+    """Write everything that the rest of the run depends on."""
+    on_cuda = trainer.device.type == "cuda"
+    state = {
+        "identity": _identity(trainer, run),
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "batches": trainer.generator.get_state(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(trainer.device) if on_cuda else None,
+        "run": {name: getattr(run, name) for name in _RECORDED},
+        **{name: [list(pair) for pair in getattr(run, name)] for name in _RECORDED_PAIRS},
+    }
+    checkpoint_files.save(path, state)
+
+
+def load(path: Path, trainer: Trainer, run: Run) -> None:
+    """Go on from a checkpoint of the same model, settings, precision and optimizer.
+
+    Raises:
+        ValueError: a checkpoint of another run, or one of which that cannot be said.
+        RuntimeError: a file that cannot be read.
+    """
+    state = checkpoint_files.load(path)
+    for part, expected in _identity(trainer, run).items():
+        saved = state["identity"][part]
+        _check_exact(path, part, saved, expected)
+        if saved != expected:
+            raise ValueError(
+                f'resume_from="{path}": saved with another {part}: {_difference(saved, expected)}'
+            )
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.generator.set_state(state["batches"])
+    torch.set_rng_state(state["torch_rng"])
+    if trainer.device.type == "cuda" and state["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
+    for name in _RECORDED:
+        setattr(run, name, state["run"][name])
+    for name in _RECORDED_PAIRS:
+        setattr(run, name, [(step, value) for step, value in state[name]])
+    if run.steps >= trainer.settings.steps:
+        raise ValueError(
+            f'steps={trainer.settings.steps}: "{path}" has done {run.steps} already; '
+            "steps counts from the beginning of the saved run"
+        )
+
+
+def _identity(trainer: Trainer, run: Run) -> dict[str, dict[str, str]]:
+    """What must be the same for a run to be the continuation of another."""
+    settings = {k: str(v) for k, v in run.config["settings"].items()}
+    if trainer.settings.decay == "none":
+        del settings["steps"]  # without decay a longer run begins like a shorter one
+    shapes = {name: str(tuple(p.shape)) for name, p in trainer.model.named_parameters()}
+    return {
+        "model": shapes,
+        "settings": settings,
+        "precision": run.config["precision"],
+        "optimizer": run.config["optimizer"],
+        "way to run": {"compile": str(run.config["compile"])},
+    }
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """What an optimizer was built with: its kind, and the options of each group of parameters."""
+    inner = optimizer.optimizer if isinstance(optimizer, Float32Updates) else optimizer
+    options = {"kind": describe(type(inner))}
+    for index, group in enumerate(inner.param_groups):
+        shown = {name: value for name, value in group.items() if name not in ("params", "lr")}
+        options[f"group {index}: parameters"] = str(len(group["params"]))
+        options |= {f"group {index}: {name}": describe(value) for name, value in shown.items()}
+    return options
+
+
+def _check_exact(path: Path, part: str, saved: dict[str, str], expected: dict[str, str]) -> None:
+    for name, value in [*saved.items(), *expected.items()]:
+        if not is_exact(value):
+            raise ValueError(
+                f'resume_from="{path}": whether the {part} are the same cannot be known: {name} '
+                f"is {value}; expected a function, a functools.partial, or an object of plain "
+                "values, tensors and functions"
+            )
+
+
+def _difference(saved: dict[str, str], expected: dict[str, str]) -> str:
+    keys = sorted(saved.keys() | expected.keys())
+    key = next(k for k in keys if saved.get(k) != expected.get(k))
+    return f"{key} was {saved.get(key, 'absent')}, is {expected.get(key, 'absent')}"
