@@ -80,7 +80,7 @@ def in_fresh_process(function: Callable[[], str]) -> str:
     env = {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnavailableError(f"no process of its own: {error}") from error
     if done.returncode != 0:
