@@ -63,8 +63,7 @@ def test_no_comment_of_the_package_names_a_version_by_hand(path: Path) -> None:
     """A comment that has to name one says which behaviour: `version-ID` beside it, on record."""
     changes = recorded_changes()
     for text in comments_and_docstrings(path.read_text("utf-8")):
-        prose = (line for line in text.splitlines() if not line.lstrip().startswith(">>>"))
-        for line in filter(NAMED.search, prose):
+        for line in filter(NAMED.search, text.splitlines()):
             known = [name for name in changes if f"version-{name}" in line]
             assert known, f"{path.name}: {line!r} names a version without `version-ID`"
             bounds = {side for name in known for pair in changes[name] for side in pair}
