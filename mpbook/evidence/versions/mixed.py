@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mpbook.evidence.versions.base import Probe, UnavailableError, in_fresh_process
 
 
-def _operators_with_a_cuda_rule() -> str:
-    asked = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
-    return str(len({name for name in asked if name.startswith("aten::")}))
+def _rms_norm_rule() -> str:
+    ruled = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
+    return "yes" if "aten::rms_norm" in ruled else "no"
 
 
 def _cache_under_no_grad() -> str:
@@ -125,9 +125,9 @@ def _fsdp2_recompute() -> str:
 
 PROBES = (
     Probe(
-        "autocast-lists",
-        "For how many operators does autocast on CUDA have a rule? (The lists differ, too.)",
-        _operators_with_a_cuda_rule,
+        "autocast-rms-norm",
+        "Does autocast on CUDA have a rule for `rms_norm`, as it has for `layer_norm`?",
+        _rms_norm_rule,
         "Ask with `mpbook.autocast.measure_policy`; write float32 where it matters.",
         ("recipe/autocast",),
     ),

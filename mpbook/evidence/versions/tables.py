@@ -53,7 +53,7 @@ class Timeline:
         head = "".join(f'<th scope="col">{title}</th>' for title in titles)
         body = "".join(f"<tr>{self._row(probe)}</tr>" for probe in self.probes)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f'<div class="mp-table mp-versions">{table}</div>'
+        return f'<div class="mp-table mp-versions" {_SCROLLS}>{table}</div>'
 
     def _row(self, probe: Probe) -> str:
         said = answers(probe, self.found)
@@ -67,6 +67,7 @@ class Timeline:
 
 
 _CHANGED = ' class="mp-changed"'
+_SCROLLS = 'tabindex="0" role="region" aria-label="Behaviour by version"'  # for a keyboard
 
 
 def _with_code(text: str) -> str:
