@@ -58,10 +58,15 @@ def parameter_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
     """
     w = config.width
     biases: list[tuple[int, ...]] = [(3 * w,), (w,), (4 * w,), (w,), (w,), (w,)]
-    block = [(w,), (w,), (3 * w, w), (w, w), (4 * w, w), (w, 4 * w)]
-    block += biases if config.bias else []
+    block = [(w,), (w,), *(biases if config.bias else [])]
     outside = [(config.vocabulary, w), (config.context, w), *[(w,)] * (1 + config.bias)]
-    return [*outside, *block * config.layers]
+    return [*outside, *block * config.layers, *hidden_matrix_shapes(config)]
+
+
+def hidden_matrix_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
+    """The shape of each of a GPT's `mpbook.optimizers.hidden_matrices`: four in a block."""
+    w = config.width
+    return [(3 * w, w), (w, w), (4 * w, w), (w, 4 * w)] * config.layers
 
 
 def saved_tensors(

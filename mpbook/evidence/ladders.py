@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mpbook.cost.measure import Spread, dense_peak, interleave, time_calls, utilisation
+from mpbook.cost.measure import Spread, interleave, time_calls, utilisation
+from mpbook.device_facts import dense_peak
 from mpbook.evidence.records import Record
 from mpbook.notebook import Table
 

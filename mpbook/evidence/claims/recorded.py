@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from mpbook.cost.measure import dense_peak
+from mpbook.device_facts import dense_peak
 from mpbook.evidence.claims.base import (
     MICIKEVICIUS,
     NOT_RECORDED,
