@@ -217,10 +217,8 @@ def plan_memory(
         checkpointing=checkpointing,
         device=device,
     )
-    count, itemsize = (
-        sum(map(math.prod, parameter_shapes(config))),
-        precision.parameter_dtype.itemsize,
-    )
+    count = sum(map(math.prod, parameter_shapes(config)))
+    itemsize, cure = precision.parameter_dtype.itemsize, precision.cure
     accumulates = accumulation_steps > 1
     # The matrix that embedding and output share has two gradients, and then their sum; the sum is
     # what stays, unless it is to be added to the one that is there already.
