@@ -776,6 +776,9 @@ def test_a_record_of_an_h100_overrules_its_data_sheet(reached, kind):
     assert verdict.evidence == "recorded on NVIDIA H100 80GB HBM3, 2026-11-25"
 
 
-def test_a_record_of_another_gpu_does_not_judge_an_h100():
-    other = replace(a_record("matmul_ladder"), provenance=replace(GPU, device="NVIDIA A100"))
+@pytest.mark.parametrize(
+    "device", ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+)
+def test_a_record_of_another_gpu_does_not_judge_an_h100(device):
+    other = replace(a_record("matmul_ladder"), provenance=replace(GPU, device=device))
     assert decide("h100-does-1979-tflops", other).evidence == "NVIDIA's data sheet"

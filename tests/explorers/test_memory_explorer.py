@@ -60,7 +60,8 @@ PLANS = """(states) => states.map((state) => {
   const saved = p.parameters + p.masterCopies + p.state + p.casts + p.activations;
   return {
     parameter_count: p.count, parameters: p.parameters, master_copies: p.masterCopies,
-    gradients: p.gradients, held_gradients: p.heldGradients, optimizer_state: p.state, weight_casts: p.casts,
+    gradients: p.gradients, held_gradients: p.heldGradients,
+    optimizer_state: p.state, weight_casts: p.casts,
     activations: p.activations, loss_temporaries: p.atLoss, block_temporaries: p.atBlock,
     update_temporaries: p.atUpdate, peak: p.peak, at_peak: p.atPeak,
     batches: s.devices.map(([, gib]) => m.largestBatch(s.room * gib * m.GIB, s.options)),
