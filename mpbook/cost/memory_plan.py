@@ -195,7 +195,8 @@ def plan_memory(
         precision: a `Precision` or the name of one.
         sequence_length: tokens of each; as many as the context if None.
         accumulation_steps: micro-batches in a step.  From the second on, the gradients of those
-            before stay through the forward and the backward pass.
+            before stay through the forward and the backward pass.  They add up where they are, in
+            the parameters' dtype, as in `mpbook.training.training_step`: no buffer beside them.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         update_loop: how torch's optimizer goes through the parameters: one by one, the default on
             a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.  Muon
