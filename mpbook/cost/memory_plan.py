@@ -197,6 +197,7 @@ def plan_memory(
         accumulation_steps: micro-batches in a step.  From the second on, the gradients of those
             before stay through the forward and the backward pass.  They add up where they are, in
             the parameters' dtype, as in `mpbook.training.training_step`: no buffer beside them.
+            The tokens of all micro-batches are there at once.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         update_loop: how torch's optimizer goes through the parameters: one by one, the default on
             a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.  Muon
@@ -215,6 +216,7 @@ def plan_memory(
         batch_size=batch_size,
         sequence_length=time,
         precision=precision,
+        accumulation_steps=accumulation_steps,
         checkpointing=checkpointing,
         device=device,
     )

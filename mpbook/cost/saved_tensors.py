@@ -75,6 +75,7 @@ def saved_tensors(
     batch_size: int,
     sequence_length: int,
     precision: Precision,
+    accumulation_steps: int = 1,
     checkpointing: bool = False,
     device: DeviceType = "cpu",
 ) -> list[SavedTensor]:
@@ -85,6 +86,7 @@ def saved_tensors(
         batch_size: sequences that go through it at once.
         sequence_length: tokens of each.
         precision: in which; what is mixed saves casts of the weights too.
+        accumulation_steps: micro-batches, of whose tokens one tensor holds all.
         checkpointing: whether each block keeps only its input and computes the rest again.
         device: LayerNorm's two statistics are float32 on CUDA, and of the dtype of its input on a
             CPU.  (CUDA's attention also saves the state of its generator, a few bytes.)
@@ -101,7 +103,7 @@ def saved_tensors(
         SavedTensor("statistics of the last norm", (*tokens, 2), statistics),
         SavedTensor("output of the last norm", (*tokens, config.width), compute),
         SavedTensor("log-probabilities", (*tokens, config.vocabulary), torch.float32),
-        SavedTensor("tokens and targets", (2, *tokens), torch.int64),
+        SavedTensor("tokens and targets", (2, accumulation_steps, *tokens), torch.int64),
         SavedTensor("positions", (sequence_length,), torch.int64),
         SavedTensor("count of targets", (), torch.float32),
     ]

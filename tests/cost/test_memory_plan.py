@@ -225,26 +225,28 @@ def accumulated_step(config: GPTConfig, precision: Precision, *, batch: int) -> 
     torch.manual_seed(0)
     model = GPT(config).to(precision.parameter_dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
-    shape = (2, batch, config.context)
-    parts = [torch.randint(0, config.vocabulary, shape) for _ in range(3)]
+
+    def drawn() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        x, y = torch.randint(0, config.vocabulary, (2, 3 * batch, config.context))
+        return list(zip(x.chunk(3), y.chunk(3), strict=True))
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with autocast(precision, x.device):
             logits = model(x)
-        return cross_entropy(logits.float(), y) / len(parts)
+        return cross_entropy(logits.float(), y) / 3
 
-    saved, held, marks = [], [], [0]
-    for x, y in parts:  # the first step makes the state, and counts what each part saves
+    saved, held = [], []
+    for x, y in drawn():  # the first step makes the state, and counts what each part saves
         with saved_for_backward(model) as count:
             loss_of(x, y).backward()
         saved.append(count())
     optimizer.step()
     optimizer.zero_grad()
+    del x, y
     with LiveMemory() as live:
-        for x, y in parts:
+        for x, y in drawn():
             held.append(count_bytes(p.grad for p in model.parameters() if p.grad is not None))
             loss_of(x, y).backward()
-            marks.append(len(live.timeline))
         optimizer.step()
     at_loss = [
         live.timeline[i] for i, name in enumerate(live.operations) if "log_softmax_backward" in name
@@ -270,11 +272,13 @@ def test_an_accumulated_step_holds_what_is_planned(
 
 def test_accumulation_adds_the_gradients_to_every_moment() -> None:
     one, several, many = (plan(accumulation_steps=n) for n in (1, 2, 9))
-    assert several == many and one == plan()
+    assert one == plan() and several.held_gradients == many.held_gradients
+    tokens = 2 * 8 * 3 * 16
     assert one.held_gradients == 0 and several.held_gradients == several.gradients
     for moment in ("peak_at_loss", "peak_at_block"):
-        assert getattr(several, moment) == getattr(one, moment) + one.gradients
-    assert several.memory == one.memory
+        assert getattr(several, moment) == getattr(one, moment) + one.gradients + tokens
+    saved = one.memory.saved_for_backward + tokens
+    assert several.memory == dataclasses.replace(one.memory, saved_for_backward=saved)
     assert several.at_peak["gradients"] == several.gradients
     assert one.peak == one.peak_at_loss and one.at_peak["gradients"] == 0
 

@@ -39,7 +39,7 @@ export function planMemory({ shape, batch, time, parts, p, rules, checkpointing 
 
   const block = tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads);
   const casts = mixed ? 12 * w * w * c : 0;
-  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
+  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16 * parts) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
   const output = mixed ? vocabulary * w * c : 0;
   const again = block + casts - s * tokens * w;
 
