@@ -119,7 +119,7 @@ def test_a_sequence_may_be_longer_than_the_context() -> None:
         ),
         (
             dict(shape="GPT-2 124M", batch=8, accumulation_steps=64),
-            "GPT-2 124M with 64 times 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.26 GiB "
+            "GPT-2 124M with 64 times 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.27 GiB "
             "at the loss, 44.4% of it activations. It fits on T4 (14.6 GiB).",
         ),
         (
