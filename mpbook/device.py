@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpbook.device_facts import TENSOR_CORES_SINCE
 from mpbook.notebook import Table
 
 Support = Literal["native", "emulated", "missing"]
@@ -113,23 +114,11 @@ def name(device: str | torch.device | None = None) -> str:
     return _cpu_name()
 
 
-# First compute capability with tensor cores for the format.
-# Source: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities"; PTX ISA, "mma".
-_TENSOR_CORES_SINCE: Mapping[str, tuple[int, int]] = {
-    "float16": (7, 0),
-    "bfloat16": (8, 0),
-    "tfloat32": (8, 0),
-    "float8_e4m3fn": (8, 9),
-    "float8_e5m2": (8, 9),
-    "float4_e2m1fn": (10, 0),
-}
-
-
 def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
     """What an NVIDIA GPU of this compute capability does, by the tensor cores it has."""
     have = ".".join(map(str, compute_capability))
     rows = [Capability("float32", "native", "every CUDA GPU has float32 units")]
-    for format, needed in _TENSOR_CORES_SINCE.items():
+    for format, needed in TENSOR_CORES_SINCE.items():
         since = ".".join(map(str, needed))
         reason = f"compute capability {have}; tensor cores for it since {since}"
         if compute_capability >= needed:

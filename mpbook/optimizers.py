@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,13 @@ class UpdateRule:
 
     ``state_tensors`` counts tensors of the parameter's shape and of the dtype that the optimizer
     updates in; ``counts_steps`` says whether a float32 number, the count of steps, stands beside
-    them.
+    them.  ``allocates`` is what a step makes for itself and frees again: the square roots that
+    Adam's divides by, the matrices of Muon's Newton-Schulz iteration.
     """
 
     state_tensors: int
     counts_steps: bool = False
+    allocates: Literal["nothing", "denominators", "Newton-Schulz"] = "nothing"
 
 
 @dataclass(frozen=True)
@@ -242,15 +244,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 # --- The table --------------------------------------------------------------------------------
 
-_ADAM = UpdateRule(state_tensors=2, counts_steps=True)
+_ADAM = UpdateRule(state_tensors=2, counts_steps=True, allocates="denominators")
 _MOMENTUM = UpdateRule(state_tensors=1)
+_ORTHOGONAL_MOMENTUM = UpdateRule(state_tensors=1, allocates="Newton-Schulz")
 
 OPTIMIZERS: dict[str, NamedOptimizer] = {
     "adamw": NamedOptimizer(_adamw, _ADAM),
     "adam": NamedOptimizer(_adam, _ADAM),
     "momentum": NamedOptimizer(_sgd("momentum"), _MOMENTUM, momentum=0.9),
     "sgd": NamedOptimizer(_sgd("sgd"), UpdateRule(state_tensors=0)),
-    "muon": NamedOptimizer(_muon, _ADAM, hidden_rule=_MOMENTUM, momentum=0.95),
+    "muon": NamedOptimizer(_muon, _ADAM, hidden_rule=_ORTHOGONAL_MOMENTUM, momentum=0.95),
 }
 """The optimizers by name: ``"momentum"`` is SGD with momentum, ``"sgd"`` SGD without (unless it is
 asked for)."""

@@ -23,20 +23,46 @@ _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 WeightUpdate = Literal["plain", "master_weights", "stochastic_rounding", "kahan_summation"]
 """How an updated weight is stored: as the optimizer leaves it, or by one of three cures."""
 
-_CURES: dict[str, tuple[str, str]] = {  # the row in the table, and why float32 has no use for it
-    "master_weights": (
+
+@dataclass(frozen=True)
+class Cure:
+    """One way not to lose the small updates of 16-bit weights.
+
+    Args:
+        stores: how the updated weight is stored, as a table says it.
+        refuses_float32: why float32 parameters have no use for it.
+        kept_bytes: what it keeps beside a parameter from step to step.
+        copied_bytes: what it makes for a parameter during an update: float32 copies of the
+            gradient, and of the weight if it keeps none.
+    """
+
+    stores: str
+    refuses_float32: str
+    kept_bytes: int
+    copied_bytes: int
+
+
+CURES: dict[WeightUpdate, Cure] = {
+    "master_weights": Cure(
         "in float32, on a master copy",
         "float32 parameters are their own master copy",
+        kept_bytes=4,
+        copied_bytes=4,
     ),
-    "stochastic_rounding": (
+    "stochastic_rounding": Cure(
         "in float32, rounded stochastically",
         "needs 16-bit parameters to round to",
+        kept_bytes=0,
+        copied_bytes=8,
     ),
-    "kahan_summation": (
+    "kahan_summation": Cure(
         "in float32, what rounding discards is kept",
         "needs 16-bit parameters, whose rounding it makes up for",
+        kept_bytes=2,
+        copied_bytes=8,
     ),
 }
+"""The cures by name, all but ``"plain"`` of `WeightUpdate`; `mpbook.master_weights` has them."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +122,24 @@ class Precision:
     def _check_weight_update(self) -> None:
         if self.weight_update == "plain":
             return
-        if self.weight_update not in list(_CURES):  # a list: what is asked for may be unhashable
+        if self.weight_update not in list(CURES):  # a list: what is asked for may be unhashable
+            *some, last = (f'"{name}"' for name in ("plain", *CURES))
             raise ValueError(
-                f'weight_update={self.weight_update!r}: expected "plain", "master_weights", '
-                '"stochastic_rounding" or "kahan_summation"'
+                f"weight_update={self.weight_update!r}: expected {', '.join(some)} or {last}"
             )
         if self.parameter_dtype == torch.float32:
-            raise ValueError(
-                f'weight_update="{self.weight_update}": {_CURES[self.weight_update][1]}'
-            )
+            why = CURES[self.weight_update].refuses_float32
+            raise ValueError(f'weight_update="{self.weight_update}": {why}')
 
     @property
     def is_mixed(self) -> bool:
         """Whether computation is narrower than the weights, so that autocast is at work."""
         return self.compute_dtype != self.parameter_dtype
+
+    @property
+    def cure(self) -> Cure | None:
+        """What keeps small updates of 16-bit weights; None for plain updates."""
+        return CURES.get(self.weight_update)
 
     @property
     def updates_in_float32(self) -> bool:
@@ -140,7 +170,7 @@ class Precision:
             ("optimizer state", _short(self.optimizer_state_dtype)),
             ("float32 master copy", master),
             ("loss scale", "none" if self.loss_scale is None else f"{self.loss_scale}"),
-            ("weight update", _CURES.get(self.weight_update, (plain,))[0]),
+            ("weight update", plain if self.cure is None else self.cure.stores),
         ]
 
     def table(self) -> Table:

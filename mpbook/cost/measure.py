@@ -253,29 +253,6 @@ def count_flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-_DENSE_PEAKS: dict[str, dict[str, float]] = {
-    # Teraflops without sparsity.  Sources: NVIDIA's data sheets of A100 (2021), H100 (2023) and
-    # H200 (2024), SXM boards; the H sheets state twice as much on tensor cores, "with sparsity".
-    "A100": {"float32": 19.5, "tfloat32": 156.0, "float16": 312.0, "bfloat16": 312.0},
-    "H100": {"float32": 67.0, "tfloat32": 494.5, "float16": 989.5, "bfloat16": 989.5}
-    | {"float8_e4m3fn": 1979.0, "float8_e5m2": 1979.0},
-}
-_DENSE_PEAKS |= {"H200": _DENSE_PEAKS["H100"]}
-
-
-def dense_peak(device_name: str, format: str) -> float | None:
-    """Floating-point operations a second that the maker states, dense, for products in a format.
-
-    None for a device or a format whose figure is not known here.  PCIe and NVL boards of the same
-    name reach less.
-    """
-    board = next((b for b in _DENSE_PEAKS if b in device_name), None)
-    if board is None or "PCIe" in device_name or "NVL" in device_name:
-        return None
-    peak = _DENSE_PEAKS[board].get(format)
-    return None if peak is None else peak * 1e12
-
-
 def utilisation(flops: float, seconds: float, peak: float) -> float:
     """Model FLOPs utilisation, MFU: the share of a peak rate that the model's operations make.
 

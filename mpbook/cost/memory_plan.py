@@ -12,7 +12,8 @@ Taught in the chapter "Memory".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,24 +24,20 @@ from mpbook.cost.saved_tensors import (
     DeviceType,
     SavedTensor,
     block_tensors,
+    hidden_matrix_shapes,
     parameter_shapes,
     saved_tensors,
 )
+from mpbook.device_facts import GIB, memory_sizes
 from mpbook.models import GPTConfig
 from mpbook.notebook import Table
+from mpbook.optimizers import NamedOptimizer, UpdateRule, named
 from mpbook.precision import Precision, as_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Optimizer = Literal["adamw", "adam", "momentum", "sgd"]
 UpdateLoop = Literal["for-loop", "foreach", "fused"]
-
-STATES: dict[str, int] = {"adamw": 2, "adam": 2, "momentum": 1, "sgd": 0}
-"""Tensors of optimizer state for each parameter tensor, of its shape."""
-
-KEPT_BYTES = {"plain": 0, "stochastic_rounding": 0, "kahan_summation": 2, "master_weights": 4}
-"""Bytes a parameter that a weight update keeps beside the weights."""
 
 GPT2_SIZES: dict[str, GPTConfig] = {
     name: GPTConfig(vocabulary=50257, context=1024, layers=layers, heads=heads, width=width)
@@ -53,15 +50,8 @@ GPT2_SIZES: dict[str, GPTConfig] = {
 }
 """The four shapes of Radford et al. 2019, named by their numbers of parameters."""
 
-DEVICE_GIGABYTES: dict[str, int] = {
-    "T4 or V100, 16 GB": 16,
-    "RTX 3090 or 4090, 24 GB": 24,
-    "V100, 32 GB": 32,
-    "A100, 40 GB": 40,
-    "A100 or H100, 80 GB": 80,
-    "H200, 141 GB": 141,
-}
-"""Memory as NVIDIA's product pages state it, in units of 10**9 bytes: the cautious reading."""
+DEVICE_GIB: dict[str, float] = memory_sizes()
+"""The memory that GPUs report, in gibibytes: `mpbook.device_facts.memory_sizes`."""
 
 RESERVE = 0.1
 """Share of a device's memory left free for what no formula here counts: CUDA's context, the
@@ -72,16 +62,19 @@ libraries' workspaces, fragmentation.  A round allowance, not a measurement."""
 class MemoryPlan:
     """The bytes of one training step, and the moment at which they are most.
 
-    ``saved`` is what autograd keeps, tensor by tensor.  The temporaries are what comes on top for
-    a moment: two gradients as large as the logits when the backward pass begins; the gradients of
-    the last block's GELU, less what is freed by then; and what the optimizer's step allocates, or
-    the backward pass just before it for the matrix that embedding and output share.
+    ``saved`` is what autograd keeps, tensor by tensor.  ``held_gradients`` are those of earlier
+    micro-batches, which stay through the passes of the next; none without accumulation.  The
+    temporaries are what comes on top for a moment: two gradients as large as the logits when the
+    backward pass begins; the gradients of the last block's GELU, less what is freed by then; and
+    what the optimizer's step allocates, or the backward pass just before it for the matrix that
+    embedding and output share.
     """
 
     parameter_count: int
     parameters: int
     master_copies: int
     gradients: int
+    held_gradients: int
     optimizer_state: int
     saved: tuple[SavedTensor, ...] = field(repr=False)
     loss_temporaries: int
@@ -117,12 +110,16 @@ class MemoryPlan:
     @property
     def peak_at_loss(self) -> int:
         """Bytes held when the backward pass begins."""
-        return self.kept + self.memory.saved_for_backward + self.loss_temporaries
+        return self._held_by_backward + self.loss_temporaries
 
     @property
     def peak_at_block(self) -> int:
         """Bytes held when the backward pass is at the last block's GELU."""
-        return self.kept + self.memory.saved_for_backward + self.block_temporaries
+        return self._held_by_backward + self.block_temporaries
+
+    @property
+    def _held_by_backward(self) -> int:
+        return self.kept + self.held_gradients + self.memory.saved_for_backward
 
     @property
     def peak_at_update(self) -> int:
@@ -145,25 +142,22 @@ class MemoryPlan:
         if self.peak_at_update == self.peak:
             now = {"gradients": self.gradients, "update, for a moment": self.update_temporaries}
             return kept | now
-        beyond = self.peak - self.kept - self.weight_casts - self.activations
         return kept | {
+            "gradients": self.held_gradients,
             "weight casts": self.weight_casts,
             "activations": self.activations,
-            "backward, for a moment": beyond,
+            "backward, for a moment": self.peak - self._held_by_backward,
         }
 
     def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
-        """For each of `DEVICE_GIGABYTES`, whether the peak leaves the reserve free.
+        """For each of `DEVICE_GIB`, whether the peak leaves the reserve free.
 
         Raises:
             ValueError: a reserve that is no share.
         """
         if not 0 <= reserve < 1:
             raise ValueError(f"reserve={reserve}: expected a share of the memory, 0 to below 1")
-        return {
-            name: self.peak <= (1 - reserve) * gigabytes * 1e9
-            for name, gigabytes in DEVICE_GIGABYTES.items()
-        }
+        return {name: self.peak <= (1 - reserve) * gib * GIB for name, gib in DEVICE_GIB.items()}
 
     def table(self) -> Table:
         """The categories at the peak, in megabytes and in bytes a parameter."""
@@ -187,7 +181,8 @@ def plan_memory(
     batch_size: int,
     precision: str | Precision,
     sequence_length: int | None = None,
-    optimizer: Optimizer = "adamw",
+    accumulation_steps: int = 1,
+    optimizer: str = "adamw",
     update_loop: UpdateLoop = "foreach",
     checkpointing: bool = False,
     device: DeviceType = "cpu",
@@ -196,12 +191,17 @@ def plan_memory(
 
     Args:
         config: the shape of the model; its attention is fused.
-        batch_size: sequences in a step that go through the model at once.
+        batch_size: sequences that go through the model at once: a micro-batch.
         precision: a `Precision` or the name of one.
         sequence_length: tokens of each; as many as the context if None.
-        optimizer: ``"momentum"`` is SGD with momentum.
+        accumulation_steps: micro-batches in a step.  From the second on, the gradients of those
+            before stay through the forward and the backward pass.  They add up where they are, in
+            the parameters' dtype, as in `mpbook.training.training_step`: no buffer beside them.
+            The tokens of all micro-batches are there at once.
+        optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         update_loop: how torch's optimizer goes through the parameters: one by one, the default on
-            a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.
+            a CPU; all at once with temporaries, the default on CUDA; or in one fused kernel.  Muon
+            has the first only.
         checkpointing: whether each block computes its activations again in the backward pass.
         device: where; see `mpbook.cost.saved_tensors.saved_tensors`.
 
@@ -210,35 +210,36 @@ def plan_memory(
     """
     precision = as_precision(precision)
     time = config.context if sequence_length is None else sequence_length
-    _check(config, batch_size, time, optimizer, update_loop)
+    _check(config, batch_size, time, accumulation_steps, update_loop)
     saved = saved_tensors(
         config,
         batch_size=batch_size,
         sequence_length=time,
         precision=precision,
+        accumulation_steps=accumulation_steps,
         checkpointing=checkpointing,
         device=device,
     )
-    shapes = parameter_shapes(config)
-    sizes = [torch.Size(shape).numel() for shape in shapes]
-    count, itemsize = sum(sizes), precision.parameter_dtype.itemsize
-    state = STATES[optimizer] * count * precision.optimizer_state_dtype.itemsize
-    if optimizer in ("adamw", "adam"):
-        state += 4 * len(sizes)  # each tensor has its step count, a float32
+    count = sum(map(math.prod, parameter_shapes(config)))
+    itemsize, cure = precision.parameter_dtype.itemsize, precision.cure
+    accumulates = accumulation_steps > 1
+    # The matrix that embedding and output share has two gradients, and then their sum; the sum is
+    # what stays, unless it is to be added to the one that is there already.
+    shared = (2 + accumulates) * itemsize * config.vocabulary * config.width
     return MemoryPlan(
         parameter_count=count,
         parameters=itemsize * count,
-        master_copies=KEPT_BYTES[precision.weight_update] * count,
+        master_copies=(cure.kept_bytes if cure else 0) * count,
         gradients=itemsize * count,
-        optimizer_state=state,
+        held_gradients=itemsize * count if accumulates else 0,
+        optimizer_state=_optimizer_state(config, precision, named(optimizer)),
         saved=tuple(saved),
         loss_temporaries=2 * 4 * batch_size * time * config.vocabulary,
         block_temporaries=_block_temporaries(
             config, (batch_size, time), precision, checkpointing, device
         ),
         update_temporaries=max(
-            2 * itemsize * config.vocabulary * config.width,  # its second gradient, and their sum
-            _update_temporaries(sizes, precision, optimizer, update_loop),
+            shared, _update_temporaries(config, precision, named(optimizer), update_loop)
         ),
     )
 
@@ -266,29 +267,57 @@ def _block_temporaries(
     return batch * time * (made - freed) + gradients + again
 
 
+def _by_rule(
+    config: GPTConfig, optimizer: NamedOptimizer
+) -> list[tuple[UpdateRule, list[tuple[int, ...]]]]:
+    """The shapes of the parameters that each rule of an optimizer updates."""
+    shapes = parameter_shapes(config)
+    if optimizer.hidden_rule is None:
+        return [(optimizer.rule, shapes)]
+    hidden = hidden_matrix_shapes(config)
+    rest = list((Counter(shapes) - Counter(hidden)).elements())
+    return [(optimizer.rule, rest), (optimizer.hidden_rule, hidden)]
+
+
+def _optimizer_state(config: GPTConfig, precision: Precision, optimizer: NamedOptimizer) -> int:
+    itemsize, total = precision.optimizer_state_dtype.itemsize, 0
+    for rule, shapes in _by_rule(config, optimizer):
+        total += rule.state_tensors * itemsize * sum(map(math.prod, shapes))
+        total += 4 * len(shapes) if rule.counts_steps else 0  # the count is a float32
+    return total
+
+
 def _update_temporaries(
-    sizes: Sequence[int], precision: Precision, optimizer: str, update_loop: str
+    config: GPTConfig, precision: Precision, optimizer: NamedOptimizer, update_loop: str
 ) -> int:
-    """What the step allocates: Adam's denominators, and float32 copies for a 16-bit weight."""
-    itemsize, count = precision.optimizer_state_dtype.itemsize, sum(sizes)
-    temporaries = 0
-    if optimizer in ("adamw", "adam"):
-        at_once = {"for-loop": 2 * max(sizes), "foreach": count, "fused": 0}
-        temporaries = at_once[update_loop] * itemsize
-    if precision.weight_update != "plain":
-        temporaries += 4 * count  # of the gradients
-        if precision.weight_update != "master_weights":
-            temporaries += 4 * count  # of the weights
-    return temporaries
+    """What the step allocates, rule after rule, beside a cure's float32 copies."""
+    itemsize = precision.optimizer_state_dtype.itemsize
+    most = 0
+    for rule, shapes in _by_rule(config, optimizer):
+        sizes = list(map(math.prod, shapes))
+        if rule.allocates == "denominators":
+            at_once = {"for-loop": 2 * max(sizes), "foreach": sum(sizes), "fused": 0}
+            most = max(most, at_once[update_loop] * itemsize)
+        elif rule.allocates == "Newton-Schulz":
+            most = max(most, *(_newton_schulz(shape, itemsize) for shape in shapes))
+    copied = precision.cure.copied_bytes if precision.cure else 0
+    return most + copied * sum(map(math.prod, parameter_shapes(config)))
 
 
-def _check(config: GPTConfig, batch_size: int, time: int, optimizer: str, update_loop: str) -> None:
+def _newton_schulz(shape: tuple[int, ...], itemsize: int) -> int:
+    """The update as it was, and in bfloat16 the iterate, the next one and two square matrices."""
+    return (itemsize + 2 * 2) * math.prod(shape) + 2 * 2 * min(shape) ** 2
+
+
+def _check(
+    config: GPTConfig, batch_size: int, time: int, accumulation_steps: int, update_loop: str
+) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps={accumulation_steps}: expected at least 1")
     if not 1 <= time <= config.context:
         raise ValueError(f"sequence_length={time}: expected 1 to the context, {config.context}")
-    if optimizer not in STATES:
-        raise ValueError(f'optimizer="{optimizer}": expected one of {", ".join(STATES)}')
     if update_loop not in ("for-loop", "foreach", "fused"):
         raise ValueError(f'update_loop="{update_loop}": expected "for-loop", "foreach" or "fused"')
 

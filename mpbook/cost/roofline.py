@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from mpbook import device as devices
-from mpbook.cost.measure import dense_peak, time_calls
+from mpbook.cost.measure import time_calls
+from mpbook.device_facts import GPUS, GpuFacts
 from mpbook.formats import as_format
 from mpbook.models import GPTConfig
 
@@ -269,28 +270,17 @@ class Roof:
         return self.peak(format if work.product else "float32")
 
 
-def _known(board: str) -> dict[str, float]:
-    formats = ("float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn")
-    return {f: peak for f in formats if (peak := dense_peak(board, f)) is not None}
+_DRAWN = ("float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn")
+"""What a roof is drawn for: 8 bits once, and not 4, whose scales of blocks are moved as well."""
 
 
-STATED: dict[str, Roof] = {
-    roof.name: roof
-    for roof in (
-        # Dense, on tensor cores that accumulate in float32; without them where there are none.
-        Roof("H100 SXM", 3.35e12, _known("H100"), "NVIDIA H100 data sheet, halved"),
-        Roof("A100 SXM 80GB", 2.039e12, _known("A100"), "NVIDIA A100 data sheet"),
-        Roof(
-            "RTX 4090",
-            1.008e12,
-            {"float32": 82.6e12, "tfloat32": 82.6e12, "float16": 165.2e12, "bfloat16": 165.2e12},
-            "NVIDIA Ada architecture whitepaper",
-        ),
-        Roof("V100 SXM2", 0.9e12, {"float32": 15.7e12, "float16": 125e12}, "V100 data sheet"),
-        Roof("T4", 0.32e12, {"float32": 8.1e12, "float16": 65e12}, "NVIDIA T4 data sheet"),
-    )
-}
-"""Devices by name, with the dense peaks and the bandwidth that their maker states."""
+def _on_paper(gpu: GpuFacts) -> Roof:
+    peaks = {format: gpu.dense_peaks[format] for format in _DRAWN if format in gpu.dense_peaks}
+    return Roof(gpu.name, gpu.bandwidth, peaks, gpu.source)
+
+
+STATED: dict[str, Roof] = {name: _on_paper(gpu) for name, gpu in GPUS.items()}
+"""The GPUs of `mpbook.device_facts` as roofs, by name."""
 
 
 def measure_roof(

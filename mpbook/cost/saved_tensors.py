@@ -58,10 +58,15 @@ def parameter_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
     """
     w = config.width
     biases: list[tuple[int, ...]] = [(3 * w,), (w,), (4 * w,), (w,), (w,), (w,)]
-    block = [(w,), (w,), (3 * w, w), (w, w), (4 * w, w), (w, 4 * w)]
-    block += biases if config.bias else []
+    block = [(w,), (w,), *(biases if config.bias else [])]
     outside = [(config.vocabulary, w), (config.context, w), *[(w,)] * (1 + config.bias)]
-    return [*outside, *block * config.layers]
+    return [*outside, *block * config.layers, *hidden_matrix_shapes(config)]
+
+
+def hidden_matrix_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
+    """The shape of each of a GPT's `mpbook.optimizers.hidden_matrices`: four in a block."""
+    w = config.width
+    return [(3 * w, w), (w, w), (4 * w, w), (w, 4 * w)] * config.layers
 
 
 def saved_tensors(
@@ -70,6 +75,7 @@ def saved_tensors(
     batch_size: int,
     sequence_length: int,
     precision: Precision,
+    accumulation_steps: int = 1,
     checkpointing: bool = False,
     device: DeviceType = "cpu",
 ) -> list[SavedTensor]:
@@ -80,6 +86,7 @@ def saved_tensors(
         batch_size: sequences that go through it at once.
         sequence_length: tokens of each.
         precision: in which; what is mixed saves casts of the weights too.
+        accumulation_steps: micro-batches, of whose tokens one tensor holds all.
         checkpointing: whether each block keeps only its input and computes the rest again.
         device: LayerNorm's two statistics are float32 on CUDA, and of the dtype of its input on a
             CPU.  (CUDA's attention also saves the state of its generator, a few bytes.)
@@ -96,7 +103,7 @@ def saved_tensors(
         SavedTensor("statistics of the last norm", (*tokens, 2), statistics),
         SavedTensor("output of the last norm", (*tokens, config.width), compute),
         SavedTensor("log-probabilities", (*tokens, config.vocabulary), torch.float32),
-        SavedTensor("tokens and targets", (2, *tokens), torch.int64),
+        SavedTensor("tokens and targets", (2, accumulation_steps, *tokens), torch.int64),
         SavedTensor("positions", (sequence_length,), torch.int64),
         SavedTensor("count of targets", (), torch.float32),
     ]

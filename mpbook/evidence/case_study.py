@@ -16,30 +16,31 @@ famous claim on trial".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mpbook.cost.measure import Spread, utilisation
+from mpbook.cost.measure import Spread
+from mpbook.evidence.ladders import NOT_RECORDED, throughputs
 from mpbook.evidence.records import Record
 from mpbook.notebook import Table
 from mpbook.training.paired import PairedDifference
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 EXPERIMENTS = ("gpt2_memory", "gpt2_throughput", "optimisation_ladder", "bf16_pairs")
-"""The experiments that this reads, by name."""
-
-NOT_RECORDED = "not recorded yet"
+"""The experiments that the chapter reads, by name; the ladder by `mpbook.evidence.ladders`."""
 
 # --- Memory: a line ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """Bytes that a training step holds: ``fixed``, and ``per_token`` for each of its tokens."""
+    """Bytes that a training step holds: ``fixed``, and ``per_token`` for each of its tokens.
+
+    Through what is counted this is the line of `mpbook.cost.memory_plan`, whose ``memory.total`` is
+    linear in the batch.  That total adds what a step holds at different moments: it is an upper
+    bound, but for the temporaries, of the peak that decides whether a step fits; the larger of
+    gradients and saved tensors, with what is kept, is the lower one.
+    """
 
     fixed: float
     per_token: float
@@ -102,6 +103,10 @@ def predicted_tokens_per_second(
 ) -> float:
     """Tokens a second if products and memory traffic take turns.
 
+    That is the longest that the two can take, their sum; if they overlapped wholly, a step would
+    take the larger of the two.  Between them lies `mpbook.cost.roofline.gpt_step`, in which each
+    part of a step overlaps with itself alone: what it adds up is the larger of each part's two.
+
     Args:
         flops: operations for each token.
         traffic: bytes that are read and written for each token, outside the products.
@@ -121,43 +126,6 @@ def predicted_tokens_per_second(
 
 
 # --- What was recorded -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """One case of a record that counts tokens: its rate, or why there is none.
-
-    ``mfu`` is the share of the stated dense peak, None where no peak is known; ``peak_memory`` is
-    in bytes, None where nothing counts it.
-    """
-
-    case: Mapping[str, Any]
-    status: str
-    tokens_per_second: Spread | None = None
-    mfu: float | None = None
-    peak_memory: int | None = None
-
-    @property
-    def remark(self) -> str:
-        """What a table has to say beside the number: a wide spread, or the status."""
-        if self.tokens_per_second is None:
-            return self.status
-        return "wide spread" if self.tokens_per_second.is_wide else ""
-
-
-def throughputs(record: Record) -> list[Throughput]:
-    """Every case of a record of throughput, those without results included."""
-    return [_throughput(row) for row in record.cases]
-
-
-def _throughput(row: Mapping[str, Any]) -> Throughput:
-    case, status, results = row["case"], row["status"], row["results"]
-    if status != "measured":
-        return Throughput(case, status)
-    rate = Spread(tuple(results["tokens"] / seconds for seconds in results["seconds"]))
-    peak = results.get("stated_peak")
-    mfu = utilisation(results["flops_per_token"] * rate.median, 1.0, peak) if peak else None
-    return Throughput(case, status, rate, mfu, results["peak_memory"])
 
 
 def speedup(record: Record | None, precision: str, *, to: str, **same: Any) -> float | None:
@@ -234,7 +202,7 @@ def _by_seed(record: Record, precision: str) -> dict[int, float | None]:
     }
 
 
-# --- Tables and a figure -----------------------------------------------------------------------
+# --- Tables -----------------------------------------------------------------------
 
 
 def throughput_table(record: Record | None, predicted: Mapping[str, tuple[float, float]]) -> Table:
@@ -255,29 +223,10 @@ def throughput_table(record: Record | None, predicted: Mapping[str, tuple[float,
             found.case["mode"],
             found.case["vocabulary"],
             ranges.get(found.case["precision"], ""),
-            *_cells(found),
+            *found.cells,
         ]
         for found in throughputs(record)
     ]
-    return Table(header, rows, caption=record.caption)
-
-
-def ladder_table(record: Record | None) -> Table:
-    """Tokens a second of each rung of ``optimisation_ladder``, and against the first that ran."""
-    if record is None:
-        return Table(["rung", "tokens/s"], [["every rung", NOT_RECORDED]])
-    found = throughputs(record)
-    base = next((t.tokens_per_second for t in found if t.tokens_per_second), None)
-    rows = []
-    for rung in found:
-        rate, _, memory, remark = _cells(rung)
-        times = (
-            ""
-            if rung.tokens_per_second is None or base is None
-            else (f"{rung.tokens_per_second.median / base.median:.1f}")
-        )
-        rows.append([rung.case["rung"], rate, times, memory, remark])
-    header = ["rung", "tokens/s", "times the first", "peak GiB", ""]
     return Table(header, rows, caption=record.caption)
 
 
@@ -307,31 +256,6 @@ def memory_table(
         for batch in batches
     ]
     return Table(["batch", guess, *by_name], rows, caption=f"Less than {to}; {record.caption}")
-
-
-def ladder_figure(record: Record) -> Figure:
-    """One bar for each rung that ran, from its lowest to its highest reading, to `plots.show`."""
-    from mpbook import plots
-
-    rungs = [t for t in throughputs(record) if t.tokens_per_second is not None]
-    figure, axes = plots.figure(figsize=(6.4, 0.5 + 0.42 * len(rungs)))
-    for row, rung in enumerate(rungs):
-        rate = rung.tokens_per_second or Spread((math.nan,))
-        colour = plots.COLOURS[rung.case["precision"]]
-        axes.barh(row, rate.median, color=colour)
-        axes.plot([rate.low, rate.high], [row, row], color="black", linewidth=1.5)
-    axes.set(yticks=range(len(rungs)), yticklabels=[rung.case["rung"] for rung in rungs])
-    axes.set(title=f"Tokens a second, {record.caption}", ylim=(len(rungs) - 0.5, -0.5))
-    return figure
-
-
-def _cells(found: Throughput) -> tuple[str, str, str, str]:
-    """Rate, MFU, memory and remark, as a table shows them."""
-    if found.tokens_per_second is None:
-        return "", "", "", found.remark
-    memory = "" if found.peak_memory is None else f"{found.peak_memory / 2**30:.1f}"
-    mfu = "" if found.mfu is None else f"{found.mfu:.1%}"
-    return f"{found.tokens_per_second.median:,.0f}", mfu, memory, found.remark
 
 
 def _percent(saving: float | None) -> str:

@@ -4,7 +4,7 @@ Square products from small to large show where a narrower format begins to pay; 
 power of two show what alignment is worth; the ladder shows what each optimisation is worth.
 Speeds that are compared were measured in turn, on one device, in one process.
 
-Taught in the chapter "Speed".
+Taught in the chapters "Speed" and "GPT-2: a famous claim on trial".
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mpbook.cost.measure import Spread, dense_peak, interleave, time_calls, utilisation
+from mpbook.cost.measure import Spread, interleave, time_calls, utilisation
+from mpbook.device_facts import dense_peak
 from mpbook.evidence.records import Record
 from mpbook.notebook import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+NOT_RECORDED = "not recorded yet"
 
 Seconds = Mapping[str, Mapping[int, Spread]]
 """Seconds of the product of two square matrices, by format and by their size."""
@@ -137,20 +141,94 @@ def alignment(record: Record) -> Table:
     return Table(header, rows, caption=record.caption)
 
 
-def ladder(record: Record) -> Table:
-    """The rungs of ``optimisation_ladder``: tokens a second, gain over the rung before, and MFU."""
-    peak = dense_peak(record.provenance.device, "bfloat16")
-    rows, before = [], None
-    for case, results in record.measured():
-        median = Spread(tuple(results["seconds"])).median
-        rate = results["tokens"] / median
-        gain = "" if before is None else f"{rate / before:.2f}"
-        flops = results["flops_per_token"] * results["tokens"]
-        share = "" if peak is None else f"{utilisation(flops, median, peak):.0%}"
-        rows.append((case["rung"], f"{rate:,.0f}", gain, share))
-        before = rate
-    header = ["change", "tokens a second", "times the one before", "MFU of the bf16 peak"]
+# --- Tokens a second ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One case of a record that counts tokens: its rate, or why there is none.
+
+    ``mfu`` is the share of the stated dense peak, None where no peak is known; ``peak_memory`` is
+    in bytes, None where nothing counts it.
+    """
+
+    case: Mapping[str, Any]
+    status: str
+    tokens_per_second: Spread | None = None
+    mfu: float | None = None
+    peak_memory: int | None = None
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Rate, MFU, memory in GiB and remark, as a table shows them."""
+        if self.tokens_per_second is None:
+            return "", "", "", self.remark
+        memory = "" if self.peak_memory is None else f"{self.peak_memory / 2**30:.1f}"
+        mfu = "" if self.mfu is None else f"{self.mfu:.1%}"
+        return f"{self.tokens_per_second.median:,.0f}", mfu, memory, self.remark
+
+    @property
+    def remark(self) -> str:
+        """What a table has to say beside the number: a wide spread, or the status."""
+        if self.tokens_per_second is None:
+            return self.status
+        return "wide spread" if self.tokens_per_second.is_wide else ""
+
+
+def throughputs(record: Record) -> list[Throughput]:
+    """Every case of a record of throughput, those without results included.
+
+    The peak is the one that a case states, else the device's in bfloat16.
+    """
+    stated = dense_peak(record.provenance.device, "bfloat16")
+    return [_throughput(row, stated) for row in record.cases]
+
+
+def _throughput(row: Mapping[str, Any], stated: float | None) -> Throughput:
+    case, status, results = row["case"], row["status"], row["results"]
+    if status != "measured":
+        return Throughput(case, status)
+    rate = Spread(tuple(results["tokens"] / seconds for seconds in results["seconds"]))
+    peak = results.get("stated_peak", stated)
+    mfu = utilisation(results["flops_per_token"] * rate.median, 1.0, peak) if peak else None
+    return Throughput(case, status, rate, mfu, results.get("peak_memory"))
+
+
+def ladder(record: Record | None) -> Table:
+    """The rungs of ``optimisation_ladder``: tokens a second, what each gained, MFU and memory.
+
+    A rung that did not run stays as a row that says so; a gain is over the last one that ran.
+    """
+    if record is None:
+        return Table(["change", "tokens/s"], [["every change", NOT_RECORDED]])
+    rows: list[list[Any]] = []
+    first: float | None = None
+    before: float | None = None
+    for rung in throughputs(record):
+        rate, mfu, memory, remark = rung.cells
+        median = rung.tokens_per_second.median if rung.tokens_per_second else None
+        gains = [f"{median / base:.2f}" if median and base else "" for base in (before, first)]
+        rows.append([rung.case["rung"], rate, *gains, mfu, memory, remark])
+        first, before = first or median, median or before
+    header = ["change", "tokens/s", "times the one before", "times the first"]
+    header += ["MFU of the bf16 peak", "peak GiB", ""]
     return Table(header, rows, caption=record.caption)
+
+
+def ladder_figure(record: Record) -> Figure:
+    """One bar for each rung that ran, from its lowest to its highest reading, to `plots.show`."""
+    from mpbook import plots
+
+    rungs = [t for t in throughputs(record) if t.tokens_per_second is not None]
+    figure, axes = plots.figure(figsize=(6.4, 0.5 + 0.42 * len(rungs)))
+    for row, rung in enumerate(rungs):
+        rate = rung.tokens_per_second or Spread((math.nan,))
+        colour = plots.COLOURS[rung.case["precision"]]
+        axes.barh(row, rate.median, color=colour)
+        axes.plot([rate.low, rate.high], [row, row], color="black", linewidth=1.5)
+    axes.set(yticks=range(len(rungs)), yticklabels=[rung.case["rung"] for rung in rungs])
+    axes.set(title=f"Tokens a second, {record.caption}", ylim=(len(rungs) - 0.5, -0.5))
+    return figure
 
 
 def _rate(results: Mapping[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mpbook.device_facts import GPUS
 from mpbook.exercises._checking import Exercise
 
 # --- flops_per_token: what training on one token costs -----------------------------------------
@@ -98,12 +99,13 @@ def _one_less(
 
 # --- mfu: of a data sheet that counts zeros ----------------------------------------------------
 
+_H100 = {name: peak / 1e12 for name, peak in GPUS["H100 SXM"].dense_peaks.items()}
 _RATES = [
     # tokens a second, million operations a token, teraflops on the sheet, what the sheet says
     (1000, 1000, 10.0, "dense"),
-    (500_000, 855, 989.5, "dense"),
-    (500_000, 855, 1979.0, "with sparsity"),
-    (20_000, 855, 67.0, "dense"),
+    (500_000, 855, _H100["bfloat16"], "dense"),
+    (500_000, 855, 2 * _H100["bfloat16"], "with sparsity"),
+    (20_000, 855, _H100["float32"], "dense"),
 ]
 
 

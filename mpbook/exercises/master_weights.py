@@ -8,6 +8,7 @@ from collections.abc import Callable
 from mpbook.exercises._checking import Exercise
 from mpbook.exercises.rounding_and_sums import to_bfloat16
 from mpbook.formats import FORMATS, decode, encode, neighbours
+from mpbook.precision import CURES
 
 Round = Callable[[float], float]
 
@@ -70,11 +71,9 @@ def _underflow_is_the_limit(weight: float, update: float, format: str) -> bool:
 _WAYS = [
     ("float32", "none"),
     ("bfloat16", "none"),
-    ("bfloat16", "master_weights"),
-    ("bfloat16", "kahan_summation"),
-    ("bfloat16", "stochastic_rounding"),
+    *(("bfloat16", cure) for cure in CURES),
 ]
-_BESIDE = {"none": 0, "master_weights": 4, "kahan_summation": 2, "stochastic_rounding": 0}
+_BESIDE = {"none": 0} | {name: cure.kept_bytes for name, cure in CURES.items()}
 
 
 def _bytes_per_parameter(

@@ -10,40 +10,39 @@ from __future__ import annotations
 
 import html
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 import traitlets
 
 from mpbook.cost.memory_plan import (
-    DEVICE_GIGABYTES,
+    DEVICE_GIB,
     GPT2_SIZES,
-    KEPT_BYTES,
     RESERVE,
     MemoryPlan,
-    Optimizer,
     largest_batch,
     plan_memory,
 )
+from mpbook.device_facts import GIB
 from mpbook.explorers.base import Checked, Explorer, one_of
 from mpbook.explorers.census import digits, percent
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.models import GPTConfig
-from mpbook.precision import PRECISIONS, Precision, WeightUpdate
+from mpbook.optimizers import OPTIMIZERS, NamedOptimizer
+from mpbook.precision import CURES, PRECISIONS, Precision
 
 MODELS: dict[str, GPTConfig] = {**GPT2_SIZES, "the book's small GPT": GPTConfig()}
 """Shapes with a name."""
 
-LARGEST = {"batch": 4096, "sequence": 131072}
+LARGEST = {"batch": 4096, "sequence": 131072, "accumulation_steps": 1024}
 
 
 def _ways() -> dict[str, Precision]:
-    cures: tuple[WeightUpdate, ...] = ("master_weights", "stochastic_rounding", "kahan_summation")
     plain = PRECISIONS["bf16-true"]
     cured = {
         f"bf16-true, {cure.replace('_', ' ')}": Precision(
             cure, plain.parameter_dtype, plain.compute_dtype, weight_update=cure
         )
-        for cure in cures
+        for cure in CURES
     }
     return {name: p for name, p in PRECISIONS.items() if name != "tf32"} | cured
 
@@ -54,16 +53,28 @@ WAYS: dict[str, Precision] = _ways()
 
 def _numbers(name: str, precision: Precision) -> dict[str, Any]:
     """What the formula needs to know of a precision."""
-    copied = {"plain": 0, "master_weights": 4}.get(precision.weight_update, 8)
+    cure = precision.cure
     return {
         "name": name,
         "parameter_bytes": precision.parameter_dtype.itemsize,
         "compute_bytes": precision.compute_dtype.itemsize,
         "state_bytes": precision.optimizer_state_dtype.itemsize,
-        "kept_bytes": KEPT_BYTES[precision.weight_update],
-        "copied_bytes": copied,
+        "kept_bytes": cure.kept_bytes if cure else 0,
+        "copied_bytes": cure.copied_bytes if cure else 0,
         "loss_scale": precision.loss_scale is not None,
     }
+
+
+def _rules(name: str, optimizer: NamedOptimizer) -> dict[str, Any]:
+    """What the formula needs to know of an optimizer."""
+    rules = {hidden: asdict(optimizer.rule_for(hidden=hidden)) for hidden in (False, True)}
+    apart = optimizer.hidden_rule is not None
+    return {"name": name, "rule": rules[False], "hidden_rule": rules[True] if apart else None}
+
+
+def _devices() -> list[list[Any]]:
+    """The memory of GPUs in GiB, with a label that says it too."""
+    return [[f"{name} ({digits(gib, 3)} GiB)", gib] for name, gib in DEVICE_GIB.items()]
 
 
 def _as_shape(shape: Any) -> dict[str, int]:
@@ -90,28 +101,30 @@ def _count(name: str) -> Any:
 
 
 def size(count: int) -> str:
-    """Bytes in words.
+    """Bytes in words, in the units of torch's messages.
 
-    >>> size(9_443_000_000), size(1234)
-    ('9.44 GB', '1.23 kB')
+    >>> size(9 * 2**30 + 2**29), size(1024)
+    ('9.5 GiB', '1 KiB')
     """
-    units = ((1e9, "GB"), (1e6, "MB"))
-    unit, name = next((found for found in units if count >= found[0]), (1e3, "kB"))
+    units = ((2**30, "GiB"), (2**20, "MiB"))
+    unit, name = next((found for found in units if count >= found[0]), (2**10, "KiB"))
     return f"{digits(count / unit, 3)} {name}"
 
 
 class MemoryExplorer(Explorer):
     """Where every byte of training a GPT goes, and on which device it fits.
 
-    The traits ``shape``, ``batch``, ``sequence``, ``precision``, ``optimizer`` and
-    ``checkpointing`` follow the reader, and the picture follows them: ``explorer.batch = 16``.
+    The traits ``shape``, ``batch``, ``sequence``, ``accumulation_steps``, ``precision``,
+    ``optimizer`` and ``checkpointing`` follow the reader, and the picture follows them:
+    ``explorer.batch = 16``.
 
     Args:
         shape: a name of `MODELS`, or a `GPTConfig`.
         batch: sequences that go through the model at once.
         sequence: tokens of each; as many as the context if None.
+        accumulation_steps: how many such micro-batches make a step.
         precision: a name of `WAYS`.
-        optimizer: ``"adamw"``, ``"adam"``, ``"momentum"`` or ``"sgd"``.
+        optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         checkpointing: whether blocks compute their activations again in the backward pass.
 
     Raises:
@@ -124,19 +137,21 @@ class MemoryExplorer(Explorer):
     _esm = linked(STATIC / "memory_explorer.mjs")
     _twin = "memory_explorer"
     _twin_traits = (
-        "shape", "batch", "sequence", "precision", "optimizer", "checkpointing",
-        "precisions", "presets", "devices", "room",
+        "shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer",
+        "checkpointing", "precisions", "optimizers", "presets", "devices", "room",
     )  # fmt: skip
 
     shape = Checked(_as_shape, _as_shape("GPT-2 124M")).tag(sync=True)
     batch = Checked(_count("batch"), 8).tag(sync=True)
     sequence = Checked(_count("sequence"), 1024).tag(sync=True)
+    accumulation_steps = Checked(_count("accumulation_steps"), 1).tag(sync=True)
     precision = Checked(one_of("precision", tuple(WAYS)), "bf16-mixed").tag(sync=True)
-    optimizer = Checked(one_of("optimizer", get_args(Optimizer)), "adamw").tag(sync=True)
+    optimizer = Checked(one_of("optimizer", tuple(OPTIMIZERS)), "adamw").tag(sync=True)
     checkpointing = traitlets.Bool(False).tag(sync=True)
     precisions = traitlets.List([_numbers(*way) for way in WAYS.items()]).tag(sync=True)
+    optimizers = traitlets.List([_rules(*one) for one in OPTIMIZERS.items()]).tag(sync=True)
     presets = traitlets.List([[n, _as_shape(c)] for n, c in MODELS.items()]).tag(sync=True)
-    devices = traitlets.List([list(pair) for pair in DEVICE_GIGABYTES.items()]).tag(sync=True)
+    devices = traitlets.List(_devices()).tag(sync=True)
     room = traitlets.Float(1 - RESERVE).tag(sync=True)
 
     def __init__(
@@ -145,13 +160,15 @@ class MemoryExplorer(Explorer):
         batch: int = 8,
         *,
         sequence: int | None = None,
+        accumulation_steps: int = 1,
         precision: str = "bf16-mixed",
-        optimizer: Optimizer = "adamw",
+        optimizer: str = "adamw",
         checkpointing: bool = False,
         **traits: Any,
     ) -> None:
         found = _as_shape(shape)
-        chosen = dict(precision=precision, optimizer=optimizer, checkpointing=checkpointing)
+        chosen: dict[str, Any] = dict(precision=precision, optimizer=optimizer)
+        chosen |= dict(accumulation_steps=accumulation_steps, checkpointing=checkpointing)
         length = found["context"] if sequence is None else sequence
         super().__init__(shape=found, batch=batch, sequence=length, **chosen, **traits)
 
@@ -170,6 +187,7 @@ class MemoryExplorer(Explorer):
     def _options(self) -> dict[str, Any]:
         return {
             "sequence_length": self.sequence,
+            "accumulation_steps": self.accumulation_steps,
             "precision": WAYS[self.precision],
             "optimizer": self.optimizer,
             "checkpointing": self.checkpointing,
@@ -185,8 +203,8 @@ class MemoryExplorer(Explorer):
     def largest_batches(self) -> dict[str, int]:
         """By device, the largest batch whose peak leaves the reserve free."""
         return {
-            name: largest_batch(self.room * gigabytes * 1e9, self._config, **self._options)
-            for name, gigabytes in DEVICE_GIGABYTES.items()
+            name: largest_batch(self.room * gib * GIB, self._config, **self._options)
+            for name, gib in self.devices
         }
 
     def _fallback(self) -> str:
@@ -211,10 +229,11 @@ class MemoryExplorer(Explorer):
         if self.checkpointing:
             how = f"{self.precision}, {self.optimizer} and checkpointing"
         most, count = max(plan.at_peak.items(), key=lambda pair: pair[1])
-        fits = [name for name, fit in plan.fits_on(reserve=1 - self.room).items() if fit]
+        fits = [name for name, gib in self.devices if plan.peak <= self.room * gib * GIB]
+        times = f"{self.accumulation_steps} times " if self.accumulation_steps > 1 else ""
         where = f"It fits on {fits[0]}." if fits else "It fits on none of the devices listed."
         return (
-            f"{self._name} with {_in_words(self.batch, 'sequence')} of "
+            f"{self._name} with {times}{_in_words(self.batch, 'sequence')} of "
             f"{_in_words(self.sequence, 'token')}, {how}: {size(plan.peak)} at {_moment(plan)}, "
             f"{percent(count / plan.peak)} of it {most}. {where}"
         )

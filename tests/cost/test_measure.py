@@ -190,22 +190,6 @@ def test_a_cpu_keeps_no_count_of_its_peak():
         assert peak() is None
 
 
-@pytest.mark.parametrize(
-    ("device", "format", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.5e12),
-        ("NVIDIA H200", "float32", 67e12),
-        ("NVIDIA A100-SXM4-80GB", "tfloat32", 156e12),
-        ("NVIDIA A100-SXM4-80GB", "float8_e4m3fn", None),
-        ("NVIDIA H100 PCIe", "bfloat16", None),
-        ("NVIDIA H100 NVL", "bfloat16", None),
-        ("Tesla T4", "float16", None),
-    ],
-)
-def test_stated_peaks_are_dense_and_of_the_board_named(device, format, peak):
-    assert measure.dense_peak(device, format) == peak
-
-
 def test_utilisation_is_a_share_of_the_peak():
     assert measure.utilisation(6e12, 2.0, 12e12) == 0.25
     with pytest.raises(ValueError, match="expected positive ones"):

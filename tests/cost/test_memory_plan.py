@@ -14,17 +14,25 @@ from mpbook.cost.activation_checkpointing import checkpoint_blocks
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import Memory, count_bytes, saved_for_backward, state_tensors
 from mpbook.cost.memory_plan import (
-    DEVICE_GIGABYTES,
+    DEVICE_GIB,
     GPT2_SIZES,
     MemoryPlan,
     draw,
     largest_batch,
     plan_memory,
 )
-from mpbook.cost.saved_tensors import SavedTensor, block_tensors, parameter_shapes, saved_tensors
+from mpbook.cost.saved_tensors import (
+    SavedTensor,
+    block_tensors,
+    hidden_matrix_shapes,
+    parameter_shapes,
+    saved_tensors,
+)
 from mpbook.data import ByteCorpus
+from mpbook.device_facts import memory_sizes
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
-from mpbook.precision import PRECISIONS, Precision, autocast
+from mpbook.optimizers import OPTIMIZERS, Hyperparameters, build, hidden_matrices
+from mpbook.precision import CURES, PRECISIONS, Precision, autocast
 from mpbook.training import train
 from mpbook.training.settings import cross_entropy
 
@@ -37,15 +45,9 @@ SHAPES = (
 BF16 = dict(parameter_dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
 CURED = tuple(
     Precision(name, weight_update=name, **BF16)  # type: ignore[arg-type]
-    for name in ("master_weights", "kahan_summation", "stochastic_rounding")
+    for name in CURES
 )
 WAYS = (*PRECISIONS.values(), *CURED)
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": dict(optimizer="adamw"),
-    "adam": dict(optimizer="adam"),
-    "momentum": dict(optimizer="sgd", momentum=0.9),
-    "sgd": dict(optimizer="sgd"),
-}
 SMALL = dict(batch_size=3, precision="bf16-mixed")
 
 
@@ -83,10 +85,34 @@ def test_every_category_is_what_training_counts(
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["32-true", "bf16-true"])
-def test_the_state_of_every_optimizer(name: str, optimizer: Any) -> None:
-    found = counted(SHAPES[0], PRECISIONS[name], "cpu", **OPTIMIZERS[optimizer])
+def test_the_state_of_every_optimizer(name: str, optimizer: str) -> None:
+    dtype = PRECISIONS[name].parameter_dtype
+    model = GPT(SHAPES[0]).to(dtype)
+    made = build(optimizer, model, Hyperparameters(learning_rate=1e-4))
+    model(torch.zeros(1, 4, dtype=torch.int64)).float().sum().backward()
+    made.step()
     plan = plan_memory(SHAPES[0], batch_size=3, precision=name, optimizer=optimizer)
-    assert plan.memory == found
+    assert plan.optimizer_state == count_bytes(state_tensors(dict(made.state)))
+
+
+@pytest.mark.parametrize("name", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_what_muon_allocates_for_a_step(config: GPTConfig, name: str) -> None:
+    model = GPT(config).to(PRECISIONS[name].parameter_dtype)
+    made = build("muon", model, Hyperparameters(learning_rate=1e-4))
+    for _ in range(2):  # the first makes the state
+        model(torch.zeros(1, 4, dtype=torch.int64)).float().sum().backward()
+        with LiveMemory() as live:
+            made.step()
+    itemsize = PRECISIONS[name].parameter_dtype.itemsize
+    options = dict(batch_size=1, precision=name, update_loop="for-loop")
+    adam = plan_memory(config, optimizer="adamw", **options)  # type: ignore[arg-type]
+    muon = plan_memory(config, optimizer="muon", **options)  # type: ignore[arg-type]
+    of_the_rest = 2 * itemsize * config.vocabulary * config.width
+    assert adam.update_temporaries >= of_the_rest
+    expected = max(live.peak, of_the_rest)
+    assert muon.update_temporaries == pytest.approx(expected, rel=0.02)
+    assert muon.optimizer_state < adam.optimizer_state
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -172,13 +198,102 @@ def test_a_cure_allocates_float32_copies_in_the_update() -> None:
     count = plans["bf16-true"].parameter_count
     beyond = {
         name: plans[name].update_temporaries - 4 * count  # Adam's denominators
-        for name in ("master_weights", "kahan_summation", "stochastic_rounding")
+        for name in CURES
     }
     assert beyond == {
         "master_weights": 4 * count,
         "kahan_summation": 8 * count,
         "stochastic_rounding": 8 * count,
     }
+
+
+# --- Accumulation: several micro-batches a step ------------------------------------------------
+
+
+@dataclasses.dataclass
+class Accumulated:
+    """One accumulated step, as it was counted; a list has one entry a micro-batch."""
+
+    saved: list[int]
+    held: list[int]
+    at_loss: list[int]
+    peak: int
+
+
+def accumulated_step(config: GPTConfig, precision: Precision, *, batch: int) -> Accumulated:
+    """The second step of three micro-batches, with the gradients counted as each one begins."""
+    torch.manual_seed(0)
+    model = GPT(config).to(precision.parameter_dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+
+    def drawn() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        x, y = torch.randint(0, config.vocabulary, (2, 3 * batch, config.context))
+        return list(zip(x.chunk(3), y.chunk(3), strict=True))
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with autocast(precision, x.device):
+            logits = model(x)
+        return cross_entropy(logits.float(), y) / 3
+
+    saved, held = [], []
+    for x, y in drawn():  # the first step makes the state, and counts what each part saves
+        with saved_for_backward(model) as count:
+            loss_of(x, y).backward()
+        saved.append(count())
+    optimizer.step()
+    optimizer.zero_grad()
+    del x, y
+    with LiveMemory() as live:
+        for x, y in drawn():
+            held.append(count_bytes(p.grad for p in model.parameters() if p.grad is not None))
+            loss_of(x, y).backward()
+        optimizer.step()
+    at_loss = [
+        live.timeline[i] for i, name in enumerate(live.operations) if "log_softmax_backward" in name
+    ]
+    return Accumulated(saved, held, at_loss, live.peak)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("name", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"width{config.width}")
+def test_an_accumulated_step_holds_what_is_planned(
+    config: GPTConfig, name: str, batch: int
+) -> None:
+    options = dict(batch_size=batch, precision=name)
+    plan = plan_memory(config, accumulation_steps=3, **options)  # type: ignore[arg-type]
+    found = accumulated_step(config, PRECISIONS[name], batch=batch)
+    assert set(found.saved) == {plan.memory.saved_for_backward}
+    assert found.held == [0, plan.held_gradients, plan.held_gradients]
+    first, *later = found.at_loss
+    assert [peak - first for peak in later] == [plan.held_gradients] * 2
+    assert found.peak == pytest.approx(plan.peak - plan.kept, rel=0.015)
+
+
+def test_accumulation_adds_the_gradients_to_every_moment() -> None:
+    one, several, many = (plan(accumulation_steps=n) for n in (1, 2, 9))
+    assert one == plan() and several.held_gradients == many.held_gradients
+    tokens = 2 * 8 * 3 * 16
+    assert one.held_gradients == 0 and several.held_gradients == several.gradients
+    for moment in ("peak_at_loss", "peak_at_block"):
+        assert getattr(several, moment) == getattr(one, moment) + one.gradients + tokens
+    saved = one.memory.saved_for_backward + tokens
+    assert several.memory == dataclasses.replace(one.memory, saved_for_backward=saved)
+    assert several.at_peak["gradients"] == several.gradients
+    assert one.peak == one.peak_at_loss and one.at_peak["gradients"] == 0
+
+
+def test_four_micro_batches_hold_less_than_one_batch_of_four_times_the_size() -> None:
+    whole = plan_memory(GPT2_124M, batch_size=16, precision="bf16-mixed")
+    parts = plan_memory(GPT2_124M, batch_size=4, accumulation_steps=4, precision="bf16-mixed")
+    assert parts.peak < 0.45 * whole.peak
+
+
+def test_the_matrix_that_is_shared_has_three_gradients_when_one_is_there_already() -> None:
+    shared = 4 * 101 * 24
+    for steps, times in ((1, 2), (2, 3)):
+        found = plan(accumulation_steps=steps, update_loop="fused", optimizer="sgd")
+        assert found.update_temporaries == times * shared
 
 
 # --- Parameters --------------------------------------------------------------------------------
@@ -188,6 +303,8 @@ def test_a_cure_allocates_float32_copies_in_the_update() -> None:
 def test_parameter_shapes_are_the_models(config: GPTConfig) -> None:
     shapes = sorted(tuple(p.shape) for p in GPT(config).parameters())
     assert sorted(parameter_shapes(config)) == shapes
+    hidden = [tuple(p.shape) for p in hidden_matrices(GPT(config)).values()]
+    assert sorted(hidden_matrix_shapes(config)) == sorted(hidden)
 
 
 def test_the_sizes_of_gpt2_are_what_their_names_say() -> None:
@@ -279,7 +396,7 @@ def test_the_moment_decides_which_categories_there_are() -> None:
     assert few.at_peak["gradients"] == few.gradients and "activations" not in few.at_peak
     assert few.at_peak["update, for a moment"] == few.update_temporaries
     assert many.peak == many.peak_at_loss
-    assert many.at_peak["activations"] == many.activations and "gradients" not in many.at_peak
+    assert many.at_peak["activations"] == many.activations and not many.at_peak["gradients"]
     assert many.at_peak["backward, for a moment"] == many.loss_temporaries
 
 
@@ -307,14 +424,15 @@ def test_the_default_sequence_is_the_context() -> None:
 
 
 def test_fits_on_leaves_a_reserve() -> None:
-    found = plan_memory(GPT2_124M, batch_size=14, precision="bf16-mixed")
-    gigabytes = found.peak / 1e9
-    assert found.fits_on() == {
-        name: gigabytes <= 0.9 * size for name, size in DEVICE_GIGABYTES.items()
-    }
-    assert 0.9 * 16 < gigabytes <= 16
-    smallest = next(iter(DEVICE_GIGABYTES))
-    assert not found.fits_on()[smallest] and found.fits_on(reserve=0.0)[smallest]
+    found = plan_memory(GPT2_124M, batch_size=13, precision="bf16-mixed")
+    gib = found.peak / 2**30
+    assert found.fits_on() == {name: gib <= 0.9 * size for name, size in DEVICE_GIB.items()}
+    assert 0.9 * DEVICE_GIB["T4"] < gib <= DEVICE_GIB["T4"]
+    assert not found.fits_on()["T4"] and found.fits_on(reserve=0.0)["T4"]
+
+
+def test_the_devices_are_those_of_the_table_of_gpus() -> None:
+    assert memory_sizes() == DEVICE_GIB and next(iter(DEVICE_GIB)) == "T4"
 
 
 @pytest.mark.parametrize("reserve", [-0.1, 1.0])
@@ -329,6 +447,7 @@ def test_a_reserve_that_is_no_share_is_refused(reserve: float) -> None:
         (dict(batch_size=0), "batch_size=0: expected at least 1"),
         (dict(sequence_length=17), "sequence_length=17: expected 1 to the context, 16"),
         (dict(sequence_length=0), "sequence_length=0"),
+        (dict(accumulation_steps=0), "accumulation_steps=0: expected at least 1"),
         (dict(optimizer="lion"), "adamw, adam, momentum, sgd"),
         (dict(update_loop="loop"), '"for-loop", "foreach" or "fused"'),
         (dict(precision="bf16"), "ambiguous"),

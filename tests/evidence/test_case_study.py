@@ -9,10 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpbook.evidence import case_study, recorder
+from mpbook.cost.memory_plan import plan_memory
+from mpbook.cost.roofline import STATED, gpt_step
+from mpbook.evidence import case_study, ladders, recorder
 from mpbook.evidence.case_study import MemoryLine, predicted_tokens_per_second
 from mpbook.evidence.experiments import EXPERIMENTS
 from mpbook.evidence.records import Provenance, Record
+from mpbook.models import GPT2_124M
+from mpbook.precision import PRECISIONS
 
 CPU = torch.device("cpu")
 GPU = replace(
@@ -127,6 +131,51 @@ def test_a_share_out_of_range_is_refused(reached: float) -> None:
         predicted_tokens_per_second(1.0, 1.0, peak=1.0, bandwidth=1.0, reached=reached)
 
 
+# --- the two models of memory, and the two of speed ---------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_the_planner_counts_is_a_line_in_the_batch(
+    precision: str, checkpointing: bool
+) -> None:
+    def total(batch: int) -> int:
+        options = dict(precision=precision, checkpointing=checkpointing)
+        return plan_memory(GPT2_124M, batch_size=batch, **options).memory.total  # type: ignore[arg-type]
+
+    line = MemoryLine.through((1, total(1)), (3, total(3)))
+    assert [line.at(batch) for batch in (2, 40)] == [total(2), total(40)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 64])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_counted_total_and_its_larger_half_are_bounds_of_the_peak(
+    precision: str, batch: int
+) -> None:
+    plan = plan_memory(GPT2_124M, batch_size=batch, precision=precision)
+    saved, gradients = plan.memory.saved_for_backward, plan.gradients
+    assert plan.memory.total == plan.kept + gradients + saved
+    most = max(plan.loss_temporaries, plan.block_temporaries, plan.update_temporaries)
+    assert plan.kept + max(saved, gradients) <= plan.peak <= plan.memory.total + most
+
+
+@pytest.mark.parametrize("batch", [1, 16, 256])
+@pytest.mark.parametrize("name", STATED)
+def test_the_time_of_a_step_lies_between_the_larger_and_the_sum_of_the_two_terms(
+    name: str, batch: int
+) -> None:
+    roof, tokens = STATED[name], batch * GPT2_124M.context
+    for format in {"float32", "tfloat32", "float16", "bfloat16"} & set(roof.peaks):
+        parts = gpt_step(GPT2_124M, batch=batch, format=format)
+        flops, traffic = sum(p.flops for p in parts), sum(p.bytes for p in parts)
+        least = sum(roof.seconds(part, format) for part in parts)
+        machine = dict(peak=roof.peak(format), bandwidth=roof.bandwidth, reached=1.0)
+        rate = predicted_tokens_per_second(flops / tokens, traffic / tokens, **machine)
+        terms = flops / roof.peak(format), traffic / roof.bandwidth
+        assert tokens / rate == pytest.approx(sum(terms))
+        assert max(terms) <= least * (1 + 1e-9) and least <= sum(terms) * (1 + 1e-9)
+
+
 # --- records of throughput ---------------------------------------------------------------------
 
 
@@ -148,7 +197,7 @@ def a_throughput_record() -> Record:
 
 
 def test_every_case_is_a_row_those_without_results_too() -> None:
-    found = case_study.throughputs(a_throughput_record())
+    found = ladders.throughputs(a_throughput_record())
     assert [t.case["precision"] for t in found] == [
         "32-true", "tf32", "bf16-mixed", "16-mixed", "bf16-mixed"
     ]  # fmt: skip
@@ -157,20 +206,20 @@ def test_every_case_is_a_row_those_without_results_too() -> None:
 
 
 def test_tokens_a_second_are_tokens_over_each_reading() -> None:
-    rate = case_study.throughputs(a_throughput_record())[2].tokens_per_second
+    rate = ladders.throughputs(a_throughput_record())[2].tokens_per_second
     assert rate is not None
     assert rate.readings == (500.0, 400.0, 250.0)
 
 
 def test_mfu_is_the_share_of_the_stated_peak_at_the_median() -> None:
-    found = case_study.throughputs(a_throughput_record())
+    found = ladders.throughputs(a_throughput_record())
     assert found[1].mfu == pytest.approx(200 * 1000 / 1e6)
     assert found[2].mfu == pytest.approx(400 * 1000 / 1e6)
 
 
 def test_without_a_stated_peak_there_is_no_mfu() -> None:
     only = record("gpt2_throughput", measured(timing(1.0, peak=None), precision="32-true"))
-    assert case_study.throughputs(only)[0].mfu is None
+    assert ladders.throughputs(only)[0].mfu is None
 
 
 def test_a_speedup_is_the_ratio_of_medians_in_the_same_mode() -> None:
@@ -212,41 +261,9 @@ def test_a_number_that_nothing_counted_is_left_empty() -> None:
 def test_without_a_record_the_tables_say_so() -> None:
     table = case_study.throughput_table(None, {"tf32": (150.0, 250.0)})
     assert table.rows == [["tf32", "150 to 250", "not recorded yet"]]
-    assert case_study.ladder_table(None).rows[0][-1] == "not recorded yet"
     memory = case_study.memory_table(None, {1: -0.02, 8: 0.2})
     assert memory.rows == [[1, "-2.0%", "not recorded yet"], [8, "20.0%", "not recorded yet"]]
     assert case_study.quality(None, "bf16-mixed", margin=0.01) == "not recorded yet"
-
-
-# --- the ladder --------------------------------------------------------------------------------
-
-
-def a_ladder() -> Record:
-    return record(
-        "optimisation_ladder",
-        without("failed: RuntimeError: no", rung="float32", precision="32-true"),
-        measured(timing(0.5, 0.5, 0.5, peak=None), rung="tf32", precision="tf32"),
-        measured(timing(0.1, 0.2, 0.4, peak=None), rung="bf16 autocast", precision="bf16-mixed"),
-    )
-
-
-def test_rungs_are_compared_with_the_first_that_ran() -> None:
-    assert case_study.ladder_table(a_ladder()).rows == [
-        ["float32", "", "", "", "failed: RuntimeError: no"],
-        ["tf32", "200", "1.0", "3.0", ""],
-        ["bf16 autocast", "500", "2.5", "3.0", "wide spread"],
-    ]
-
-
-def test_the_ladder_is_drawn_from_the_rungs_that_ran() -> None:
-    axes: Any = case_study.ladder_figure(a_ladder()).axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["tf32", "bf16 autocast"]
-    assert [bar.get_width() for bar in axes.patches] == [200.0, 500.0]
-    assert list(axes.lines[1].get_xdata()) == [250.0, 1000.0]
-    assert axes.get_title(loc="left") or axes.get_title() == (
-        "Tokens a second, recorded on A GPU, 2026-11-24"
-    )
-    assert axes.get_ylim() == (1.5, -0.5)
 
 
 # --- memory ------------------------------------------------------------------------------------
@@ -366,7 +383,7 @@ def test_it_reads_what_the_recorder_writes() -> None:
     assert ratio > 0
     saved = case_study.savings(made["gpt2_memory"], "bf16-true")
     assert all(saving is not None and 0.3 < saving < 0.6 for saving in saved.values())
-    assert case_study.ladder_table(made["optimisation_ladder"]).rows[0][0] == "float32"
+    assert ladders.ladder(made["optimisation_ladder"]).rows[0][0] == "float32"
     said = case_study.quality(made["bf16_pairs"], "bf16-mixed", margin=0.003)
     assert said == "no verdict: of 1 pairs, which give no interval"
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mpbook import device as devices
+from mpbook import device_facts
 from mpbook.__main__ import main
-from mpbook.cost import measure
 from mpbook.evidence import claims, records
 from mpbook.evidence.claims import (
     CLAIMS,
@@ -753,7 +753,7 @@ def test_fewer_than_two_pairs_say_nothing(seeds):
 
 def test_the_stated_peak_of_an_h100_is_twice_the_dense_one():
     verdict = decide("h100-does-1979-tflops")
-    dense = measure.dense_peak("NVIDIA H100 80GB HBM3", "bfloat16")
+    dense = device_facts.dense_peak("NVIDIA H100 80GB HBM3", "bfloat16")
     assert math.isclose(2 * dense, 1979e12)
     assert verdict.kind == "false" and "dense it is 989.5" in verdict.why
     assert verdict.evidence == "NVIDIA's data sheet"
@@ -776,6 +776,9 @@ def test_a_record_of_an_h100_overrules_its_data_sheet(reached, kind):
     assert verdict.evidence == "recorded on NVIDIA H100 80GB HBM3, 2026-11-25"
 
 
-def test_a_record_of_another_gpu_does_not_judge_an_h100():
-    other = replace(a_record("matmul_ladder"), provenance=replace(GPU, device="NVIDIA A100"))
+@pytest.mark.parametrize(
+    "device", ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+)
+def test_a_record_of_another_gpu_does_not_judge_an_h100(device):
+    other = replace(a_record("matmul_ladder"), provenance=replace(GPU, device=device))
     assert decide("h100-does-1979-tflops", other).evidence == "NVIDIA's data sheet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,15 @@ PRODUCTS = made(
 )
 
 
-def step(rung: str, tokens: int, *seconds: float) -> tuple[dict[str, Any], Any]:
-    return {"rung": rung}, {"seconds": list(seconds), "tokens": tokens, "flops_per_token": 1e9}
+def step(
+    rung: str, tokens: int, *seconds: float, precision: str = "bf16-mixed", **more: int
+) -> tuple[dict[str, Any], Any]:
+    results = {"seconds": list(seconds), "tokens": tokens, "flops_per_token": 1e9}
+    return {"rung": rung, "precision": precision}, results | more
 
 
-RUNGS = [step("float32", 1000, 4.0, 2.0, 2.0), step("bf16 autocast", 1000, 1.0)]
+RUNGS = [step("float32", 1000, 4.0, 2.0, 2.0, precision="32-true", peak_memory=3 * 2**30)]
+RUNGS.append(step("bf16 autocast", 1000, 1.0, peak_memory=3 * 2**30))
 RUNGS.append(step("twice the batch", 2000, 1.0, 1.0, 5.0))
 
 
@@ -100,19 +105,52 @@ def test_alignment_is_told_as_a_share_of_the_aligned_rate() -> None:
         ladders.alignment(made("matmul_ladder", [product("float32", 4095, 4095, 4095, 1.0)]))
 
 
+H100 = "NVIDIA H100 80GB HBM3"
+
+
 def test_the_ladder_tells_rates_gains_and_utilisation() -> None:
-    table = ladders.ladder(made("optimisation_ladder", RUNGS, device="NVIDIA H100 80GB HBM3"))
-    assert [row[:3] for row in table.rows] == [
-        ("float32", "500", ""),
-        ("bf16 autocast", "1,000", "2.00"),
-        ("twice the batch", "2,000", "2.00"),
+    table = ladders.ladder(made("optimisation_ladder", RUNGS, device=H100))
+    assert [row[:4] for row in table.rows] == [
+        ["float32", "500", "", ""],
+        ["bf16 autocast", "1,000", "2.00", "2.00"],
+        ["twice the batch", "2,000", "2.00", "4.00"],
+        ["lost", "", "", ""],
     ]
-    assert table.rows[1][3] == f"{1e12 / 989.5e12:.0%}"
+    assert table.rows[1][4] == f"{1e12 / 989.5e12:.1%}"
+    assert table.caption == f"recorded on {H100}, 2026-11-25"
+
+
+def test_a_rung_that_did_not_run_or_spread_widely_says_so() -> None:
+    rows = ladders.ladder(made("optimisation_ladder", RUNGS, device=H100)).rows
+    assert [row[6] for row in rows] == ["wide spread", "", "wide spread", "out of memory"]
+    assert [row[5] for row in rows] == ["3.0", "3.0", "", ""]
+
+
+def test_gains_are_over_the_last_rung_that_ran() -> None:
+    record = made("optimisation_ladder", RUNGS)
+    cases = [record.cases[i] for i in (3, 0, 3, 1)]  # the lost one first, and in between
+    rows = ladders.ladder(replace(record, cases=cases)).rows
+    assert [row[2] for row in rows] == ["", "", "", "2.00"]
 
 
 def test_without_a_stated_peak_there_is_no_utilisation() -> None:
     rows = ladders.ladder(made("optimisation_ladder", RUNGS, device="a CPU")).rows
-    assert [row[3] for row in rows] == ["", "", ""]
+    assert [row[4] for row in rows] == [""] * 4
+
+
+def test_without_a_record_the_ladder_says_so() -> None:
+    assert ladders.ladder(None).rows == [["every change", "not recorded yet"]]
+
+
+def test_the_ladder_is_drawn_from_the_rungs_that_ran() -> None:
+    axes: Any = ladders.ladder_figure(made("optimisation_ladder", RUNGS, device=H100)).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["float32", "bf16 autocast", "twice the batch"]
+    assert [bar.get_width() for bar in axes.patches] == [500.0, 1000.0, 2000.0]
+    assert list(axes.lines[0].get_xdata()) == [250.0, 500.0]
+    title = axes.get_title(loc="left") or axes.get_title()
+    assert title == f"Tokens a second, recorded on {H100}, 2026-11-25"
+    assert axes.get_ylim() == (2.5, -0.5)
 
 
 def test_a_page_finds_a_record_once_there_is_one(tmp_path: Path) -> None:

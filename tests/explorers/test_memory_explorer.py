@@ -11,10 +11,11 @@ from accessibility import serious_violations
 from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Page, expect
 
-from mpbook.cost.memory_plan import DEVICE_GIGABYTES, RESERVE, STATES, plan_memory
+from mpbook.cost.memory_plan import DEVICE_GIB, RESERVE, plan_memory
 from mpbook.explorers import MemoryExplorer
 from mpbook.explorers.memory_explorer import MODELS, WAYS, size
 from mpbook.models import GPTConfig
+from mpbook.optimizers import OPTIMIZERS
 
 
 def shapes(count: int) -> list[GPTConfig]:
@@ -36,15 +37,16 @@ def grid() -> list[MemoryExplorer]:
     random = Random(1)
     found = []
     for precision in WAYS:
-        for optimizer in STATES:
+        for optimizer in OPTIMIZERS:
             for shape in (*MODELS.values(), *shapes(3)):
                 found.append(
                     MemoryExplorer(
                         shape,
                         random.choice([1, 2, 7, 64, 1000]),
                         sequence=random.randint(1, shape.context),
+                        accumulation_steps=random.choice([1, 1, 2, 32]),
                         precision=precision,
-                        optimizer=optimizer,  # type: ignore[arg-type]
+                        optimizer=optimizer,
                         checkpointing=random.random() < 0.5,
                     )
                 )
@@ -59,10 +61,11 @@ PLANS = """(states) => states.map((state) => {
   const saved = p.parameters + p.masterCopies + p.state + p.casts + p.activations;
   return {
     parameter_count: p.count, parameters: p.parameters, master_copies: p.masterCopies,
-    gradients: p.gradients, optimizer_state: p.state, weight_casts: p.casts,
+    gradients: p.gradients, held_gradients: p.heldGradients,
+    optimizer_state: p.state, weight_casts: p.casts,
     activations: p.activations, loss_temporaries: p.atLoss, block_temporaries: p.atBlock,
     update_temporaries: p.atUpdate, peak: p.peak, at_peak: p.atPeak,
-    batches: s.devices.map(([, gigabytes]) => m.largestBatch(s.room * gigabytes * 1e9, s.options)),
+    batches: s.devices.map(([, gib]) => m.largestBatch(s.room * gib * m.GIB, s.options)),
     sentence: m.sentence(s),
   };
 })"""
@@ -90,6 +93,8 @@ def test_the_plan_is_that_of_the_planner() -> None:
         device="cuda",
     )
     assert found.plan == expected
+    found.accumulation_steps = 4
+    assert found.plan.held_gradients == expected.gradients
     found.checkpointing = True
     assert found.plan.activations < expected.activations
     found.optimizer = "sgd"
@@ -110,12 +115,17 @@ def test_a_sequence_may_be_longer_than_the_context() -> None:
     [
         (
             dict(shape="GPT-2 124M", batch=8),
-            "GPT-2 124M with 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.44 GB at the "
-            "loss, 46.7% of it activations. It fits on T4 or V100, 16 GB.",
+            "GPT-2 124M with 8 sequences of 1024 tokens, bf16-mixed and adamw: 8.79 GiB at the "
+            "loss, 46.7% of it activations. It fits on T4 (14.6 GiB).",
+        ),
+        (
+            dict(shape="GPT-2 124M", batch=8, accumulation_steps=64),
+            "GPT-2 124M with 64 times 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.27 GiB "
+            "at the loss, 44.4% of it activations. It fits on T4 (14.6 GiB).",
         ),
         (
             dict(shape="GPT-2 1.5B", batch=64, precision="32-true"),
-            "GPT-2 1.5B with 64 sequences of 1024 tokens, 32-true and adamw: 382 GB at the loss, "
+            "GPT-2 1.5B with 64 sequences of 1024 tokens, 32-true and adamw: 355 GiB at the loss, "
             "88.2% of it activations. It fits on none of the devices listed.",
         ),
         (
@@ -134,8 +144,17 @@ def test_sentences(arguments: dict[str, Any], sentence: str | None) -> None:
 
 
 def test_sizes_in_words() -> None:
-    numbers = (999, 1e6, 999_999, 1e9, 141.4e9)
-    assert [size(int(x)) for x in numbers] == ["0.999 kB", "1 MB", "1000 kB", "1 GB", "141 GB"]
+    numbers = (999, 2**20, 2**20 - 1, 2**30, 141.4 * 2**30)
+    words = ["0.976 KiB", "1 MiB", "1020 KiB", "1 GiB", "141 GiB"]
+    assert [size(int(x)) for x in numbers] == words
+
+
+def test_a_device_is_named_with_the_memory_that_it_reports() -> None:
+    for (label, gib), (name, reported) in zip(
+        MemoryExplorer().devices, DEVICE_GIB.items(), strict=True
+    ):
+        assert gib == reported and label.startswith(f"{name} (") and label.endswith(" GiB)")
+        assert float(label.removeprefix(f"{name} (").split()[0]) == pytest.approx(gib, rel=5e-3)
 
 
 # --- The page without a kernel -----------------------------------------------------------------
@@ -175,7 +194,8 @@ def test_every_choice_reaches_the_plan(open_explorer: OpenExplorer) -> None:
     page.get_by_label("Precision").select_option("bf16-true, kahan summation")
     page.get_by_label("Optimizer").select_option("momentum")
     page.get_by_label("Checkpointing").check()
-    for label, value in (("batch", 3), ("tokens of each", 100), ("Blocks", 5), ("Vocabulary", 999)):
+    numbers = {"batch": 3, "tokens of each": 100, "accumulation steps": 4}
+    for label, value in (numbers | {"Blocks": 5, "Vocabulary": 999}).items():
         page.get_by_label(label, exact=True).fill(str(value))
         page.keyboard.press("Enter")
     page.get_by_label("Width").fill("200")
@@ -185,6 +205,7 @@ def test_every_choice_reaches_the_plan(open_explorer: OpenExplorer) -> None:
         GPTConfig(vocabulary=999, context=1024, layers=5, heads=3, width=192),
         3,
         sequence=100,
+        accumulation_steps=4,
         precision="bf16-true, kahan summation",
         optimizer="momentum",
         checkpointing=True,
@@ -226,7 +247,7 @@ def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(
         map(size, at_peak.values())
     )
-    assert fits.locator("tbody th").all_text_contents() == list(DEVICE_GIGABYTES)
+    assert fits.locator("tbody th").all_text_contents() == [label for label, _ in explorer.devices]
     yes = ["yes" if fit else "no" for fit in explorer.plan.fits_on().values()]
     assert fits.locator("tbody td:nth-child(2)").all_text_contents() == yes
     batches = list(map(str, explorer.largest_batches().values()))
@@ -262,7 +283,7 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
     page = open_explorer(MemoryExplorer(), java_script_enabled=False)
     expect(page.locator(".mp-static figcaption")).to_have_text(repr(MemoryExplorer()))
     row = page.locator(".mp-static tr", has_text="activations")
-    assert row.locator("td").all_text_contents() == ["4.41 GB"]
+    assert row.locator("td").all_text_contents() == ["4.11 GiB"]
 
 
 # --- The widget in the kernel ------------------------------------------------------------------
@@ -272,6 +293,7 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
     ("name", "value"),
     [
         ("batch", 0), ("batch", 5000), ("batch", True), ("batch", 2.0), ("sequence", 0),
+        ("accumulation_steps", 0), ("accumulation_steps", 1025),
         ("precision", "tf32"), ("optimizer", "lion"), ("shape", "GPT-3"),
         ("shape", GPTConfig(bias=False)),
     ],

@@ -324,7 +324,7 @@ def test_the_first_roof_is_shown_and_a_measured_one_can_be() -> None:
 @pytest.mark.parametrize(
     ("trait", "wrong", "right"),
     [
-        ("device", "H1000", "expected one of H100 SXM, A100"),
+        ("device", "H1000", "expected one of H100 SXM, H100 PCIe"),
         ("format", "fp16", "format='fp16': expected one of"),
         ("operation", "matmul", "operation='matmul': expected one of"),
         ("sizes", {"q": 1}, "sizes='q': expected names of m, k, n"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from mpbook.cost.measure import dense_peak
+from mpbook.device_facts import GPUS, find_gpu
 from mpbook.evidence.claims.base import (
     MICIKEVICIUS,
     NOT_RECORDED,
@@ -67,10 +67,11 @@ def _doubles_tokens(record: Record) -> Finding:
 
 
 def _h100(evidence: Evidence) -> Verdict:
-    claimed, dense = 1979e12, dense_peak("NVIDIA H100 80GB HBM3", "bfloat16") or 0.0
+    h100 = GPUS["H100 SXM"]
+    claimed, dense = 1979e12, h100.dense_peaks["bfloat16"]
     sheet = f"the data sheet's 1979 is with 2:4 sparsity, and dense it is {dense / 1e12:g}"
     record = evidence.find("matmul_ladder")
-    if record is None or "H100" not in record.provenance.device:
+    if record is None or find_gpu(record.provenance.device) is not h100:
         why = f"{sheet[0].upper()}{sheet[1:]}; training is dense."
         return Verdict(by_share([dense >= claimed]), why, "NVIDIA's data sheet")
     rates = [

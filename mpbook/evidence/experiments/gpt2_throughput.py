@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mpbook.cost.measure import dense_peak
 from mpbook.device import compiled
 from mpbook.device import name as device_name
+from mpbook.device_facts import dense_peak
 from mpbook.evidence.experiments.base import (
     Case,
     Experiment,

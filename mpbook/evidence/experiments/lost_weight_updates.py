@@ -9,7 +9,7 @@ import torch
 
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.evidence.experiments.byte_gpt import ByteGPT, loss_results, sizes
-from mpbook.precision import Precision, as_precision
+from mpbook.precision import CURES, Precision, as_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Config(ByteGPT):
 
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    updates: tuple[str, ...] = ("plain", "master_weights", "stochastic_rounding", "kahan_summation")
+    updates: tuple[str, ...] = ("plain", *CURES)
 
 
 def _config(device: torch.device) -> Config:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpbook.cost.measure import dense_peak, time_calls
+from mpbook.cost.measure import time_calls
 from mpbook.device import matmul_emulation
 from mpbook.device import name as device_name
+from mpbook.device_facts import dense_peak
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.tf32 import float32_products
 

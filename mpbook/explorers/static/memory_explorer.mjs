@@ -1,52 +1,69 @@
 // The memory planner: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
 // Choose a GPT, a batch and a precision, and see where every byte of a training step goes, and where it
-// fits. The formula is that of mpbook/memory_plan.py, which the tests prove equal, as is the sentence.
+// fits. The formula is that of mpbook/cost/memory_plan.py, which the tests prove equal, as is the sentence.
 
 import { button, change, chooser, clamp, h, labelled, present, say } from "./kit.mjs";
 import { digits, percent } from "./census.mjs";
 
 // --- The formula --------------------------------------------------------------------------------------------
 
-const ADAM = ["adamw", "adam"];
-const STATES = { adamw: 2, adam: 2, momentum: 1, sgd: 0 };
+export const GIB = 2 ** 30;
+
+// What a rule of an optimizer keeps for so many numbers in so many tensors, and what its step makes for
+// itself. The largest hidden matrix is four times as long as wide: Newton-Schulz holds it four times, in
+// bfloat16 but for the first, and two square ones.
+const keeps = (rule, numbers, tensors, bytes) => rule.state_tensors * numbers * bytes + (rule.counts_steps ? 4 * tensors : 0);
+function makes(rule, numbers, bytes, w) {
+  if (rule.allocates === "denominators") return numbers * bytes;
+  return rule.allocates === "Newton-Schulz" ? (4 * (bytes + 4) + 4) * w * w : 0;
+}
+
+function optimizing({ rule, hidden_rule: hidden }, count, tensors, layers, w, bytes) {
+  if (!hidden) return { state: keeps(rule, count, tensors, bytes), atStep: makes(rule, count, bytes, w) };
+  const matrices = 12 * layers * w * w, rest = count - matrices;
+  return {
+    state: keeps(rule, rest, tensors - 4 * layers, bytes) + keeps(hidden, matrices, 4 * layers, bytes),
+    atStep: Math.max(makes(rule, rest, bytes, w), makes(hidden, matrices, bytes, w)),
+  };
+}
 
 // What a step holds on a GPU, in bytes. `p` says how many bytes a number has: in the residual stream
 // and the weights, in what is computed with, in the optimizer's state, and in what is kept beside.
-export function planMemory({ shape, batch, time, p, optimizer, checkpointing }) {
+// `rules` are the optimizer's, `parts` the micro-batches that make a step.
+export function planMemory({ shape, batch, time, parts, p, rules, checkpointing }) {
   const { vocabulary, context, layers, heads, width: w } = shape;
   const s = p.parameter_bytes, c = p.compute_bytes, mixed = s !== c;
   const tokens = batch * time;
   const count = (vocabulary + context + 2) * w + layers * (12 * w * w + 13 * w);
-  const tensors = 4 + 12 * layers;
+  const { state, atStep } = optimizing(rules, count, 4 + 12 * layers, layers, w, p.state_bytes);
 
   const block = tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads);
   const casts = mixed ? 12 * w * w * c : 0;
-  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
+  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16 * parts) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
   const output = mixed ? vocabulary * w * c : 0;
   const again = block + casts - s * tokens * w;
 
-  const state = STATES[optimizer] * count * p.state_bytes + (ADAM.includes(optimizer) ? 4 * tensors : 0);
-  const denominators = ADAM.includes(optimizer) ? count * p.state_bytes : 0;
-  const parts = {
+  const found = {
     count,
     parameters: s * count,
     masterCopies: p.kept_bytes * count,
     gradients: s * count,
+    heldGradients: parts > 1 ? s * count : 0,
     state,
     casts: output + (checkpointing ? 0 : layers * casts),
     activations: last + layers * (checkpointing ? s * tokens * w : block),
     atLoss: 8 * tokens * vocabulary,
     atBlock: tokens * ((s + 4 * c) * w - 4 * vocabulary - (c + s) * w) + s * (vocabulary * w + 4 * w * w)
       - output + (checkpointing ? again : 0),
-    atUpdate: Math.max(2 * s * vocabulary * w, denominators + p.copied_bytes * count),
+    atUpdate: Math.max((parts > 1 ? 3 : 2) * s * vocabulary * w, atStep + p.copied_bytes * count),
   };
-  return { ...parts, ...peaks(parts) };
+  return { ...found, ...peaks(found) };
 }
 
 // The moment of the peak, its height and its categories, as MemoryPlan.at_peak names them.
 function peaks(parts) {
   const kept = parts.parameters + parts.masterCopies + parts.state;
-  const saved = kept + parts.casts + parts.activations;
+  const saved = kept + parts.heldGradients + parts.casts + parts.activations;
   const update = kept + parts.gradients + parts.atUpdate;
   const peak = Math.max(saved + parts.atLoss, saved + parts.atBlock, update);
   const stay = { parameters: parts.parameters, "master copies": parts.masterCopies, "optimizer state": parts.state };
@@ -55,7 +72,7 @@ function peaks(parts) {
   }
   return {
     peak, moment: saved + parts.atLoss === peak ? "the loss" : "the last block",
-    atPeak: { ...stay, "weight casts": parts.casts, activations: parts.activations, "backward, for a moment": peak - saved },
+    atPeak: { ...stay, gradients: parts.heldGradients, "weight casts": parts.casts, activations: parts.activations, "backward, for a moment": peak - saved },
   };
 }
 
@@ -76,17 +93,18 @@ export function largestBatch(budget, options) {
 // --- In words -------------------------------------------------------------------------------------------------
 
 export function size(bytes) {
-  const [unit, name] = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e6 ? [1e6, "MB"] : [1e3, "kB"];
+  const [unit, name] = bytes >= GIB ? [GIB, "GiB"] : bytes >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
   return `${digits(bytes / unit, 3)} ${name}`;
 }
 
 const inWords = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
 export function sentence(s) {
-  const fits = s.devices.filter(([, gigabytes]) => s.plan.peak <= s.room * gigabytes * 1e9);
+  const fits = s.devices.filter(([, gib]) => s.plan.peak <= s.room * gib * GIB);
+  const times = s.parts > 1 ? `${s.parts} times ` : "";
   const how = s.checkpointing ? `${s.precision}, ${s.optimizer} and checkpointing` : `${s.precision} and ${s.optimizer}`;
   const [most, bytes] = Object.entries(s.plan.atPeak).reduce((a, b) => (b[1] > a[1] ? b : a));
-  return `${s.name} with ${inWords(s.batch, "sequence")} of ${inWords(s.time, "token")}, ${how}: ${size(s.plan.peak)} at ${s.plan.moment}, `
+  return `${s.name} with ${times}${inWords(s.batch, "sequence")} of ${inWords(s.time, "token")}, ${how}: ${size(s.plan.peak)} at ${s.plan.moment}, `
     + `${percent(bytes / s.plan.peak)} of it ${most}. `
     + (fits.length ? `It fits on ${fits[0][0]}.` : "It fits on none of the devices listed.");
 }
@@ -94,16 +112,18 @@ export function sentence(s) {
 export function readState(get) {
   const [shape, batch, time, precision, optimizer] = ["shape", "batch", "sequence", "precision", "optimizer"].map(get);
   const [precisions, presets, devices, room, checkpointing] = ["precisions", "presets", "devices", "room", "checkpointing"].map(get);
+  const parts = get("accumulation_steps");
+  const rules = get("optimizers").find((one) => one.name === optimizer);
   const p = precisions.find((one) => one.name === precision);
   const same = presets.find(([, known]) => Object.keys(known).every((key) => known[key] === shape[key]));
   const name = same ? same[0] : `A GPT of ${inWords(shape.layers, "block")} and width ${shape.width}`;
-  const options = { shape, batch, time, p, optimizer, checkpointing };
-  return { ...options, precision, devices, room, name, options, plan: planMemory(options) };
+  const options = { shape, batch, time, parts, p, rules, checkpointing };
+  return { ...options, precision, optimizer, devices, room, name, options, plan: planMemory(options) };
 }
 
 // --- Parts ------------------------------------------------------------------------------------------------------
 
-const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096] };
+const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096], accumulation_steps: [1, 1024] };
 const HEAD = 64; // GPT-2's width of a head, in every size
 
 function controls(act, { precisions, optimizers, presets }) {
@@ -135,6 +155,11 @@ function controls(act, { precisions, optimizers, presets }) {
     act({ batch: value });
     field.value = value;
   });
+  const parts = number({ min: 1, max: LIMITS.accumulation_steps[1] }, (field) => {
+    const value = whole(field, ...LIMITS.accumulation_steps);
+    act({ accumulation_steps: value });
+    field.value = value;
+  });
   const slider = h("input", { type: "range", min: 0, max: 12, step: 1, class: "mp-slider" });
   slider.addEventListener("input", () => act({ batch: 2 ** slider.value }));
   const precision = chooser("Precision", precisions.map(({ name }) => [name, name]), (value) => act({ precision: value }));
@@ -145,7 +170,7 @@ function controls(act, { precisions, optimizers, presets }) {
   return {
     el: h("div", { class: "mp-controls" },
       h("div", { class: "mp-row mp-presets", role: "group", "aria-label": "Models" }, ...buttons),
-      h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time)),
+      h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time), labelled("accumulation steps", parts)),
       h("div", { class: "mp-row mp-length" }, precision.el, optimizer.el,
         h("label", { class: "mp-control mp-tick" }, h("span", {}, "Checkpointing"), box)),
       h("div", { class: "mp-row mp-shape" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
@@ -157,6 +182,7 @@ function controls(act, { precisions, optimizers, presets }) {
       show(vocabulary, s.shape.vocabulary);
       show(time, s.time);
       show(batch, s.batch);
+      show(parts, s.parts);
       slider.value = Math.round(Math.log2(s.batch));
       slider.setAttribute("aria-valuetext", inWords(s.batch, "sequence"));
       precision.select.value = s.precision;
@@ -184,9 +210,9 @@ function bar() {
   let state = null;
   function paint() {
     const { plan, devices } = state;
-    const sizes = [...new Set(devices.map(([, gigabytes]) => gigabytes))];
-    const end = 1.08 * (sizes.find((gigabytes) => gigabytes * 1e9 >= plan.peak) ?? plan.peak / 1e9);
-    const x = (bytes) => (bytes / 1e9 / end) * pixels;
+    const sizes = devices.map(([, gib]) => gib);
+    const end = 1.08 * (sizes.find((gib) => gib * GIB >= plan.peak) ?? plan.peak / GIB);
+    const x = (bytes) => (bytes / GIB / end) * pixels;
     let from = 0;
     const rects = Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) => {
       const rect = h("rect", { class: `mp-bytes ${kind(name)}`, x: x(from).toFixed(1), y: TOP, height: BAR, width: Math.max(x(bytes), 0.5).toFixed(1) });
@@ -194,12 +220,12 @@ function bar() {
       return rect;
     });
     let last = -100;
-    const marks = sizes.filter((gigabytes) => gigabytes <= end).flatMap((gigabytes) => {
-      const at = x(gigabytes * 1e9);
+    const marks = sizes.filter((gib) => gib <= end).flatMap((gib) => {
+      const at = x(gib * GIB);
       const line = h("line", { class: "mp-axis", x1: at, x2: at, y1: TOP - 8, y2: TOP + BAR + 8 });
-      if (at - last < 44) return [line];
+      if (at - last < 64) return [line];
       last = at;
-      return [line, h("text", { class: "mp-axis-label", x: Math.min(at, pixels - 20), y: HEIGHT - 4, "text-anchor": "middle" }, `${gigabytes} GB`)];
+      return [line, h("text", { class: "mp-axis-label", x: Math.min(at, pixels - 30), y: HEIGHT - 4, "text-anchor": "middle" }, `${digits(gib, 3)} GiB`)];
     });
     svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
     svg.setAttribute("aria-label", `${size(plan.peak)} at the peak, in parts that the table lists`);
@@ -229,8 +255,8 @@ function tables() {
       const { plan } = s;
       parts.replaceChildren(...Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) =>
         row([h("span", { class: `mp-swatch ${kind(name)}` }), name], size(bytes), percent(bytes / plan.peak))));
-      fits.replaceChildren(...s.devices.map(([name, gigabytes]) => {
-        const room = s.room * gigabytes * 1e9;
+      fits.replaceChildren(...s.devices.map(([name, gib]) => {
+        const room = s.room * gib * GIB;
         return row([name], plan.peak <= room ? "yes" : "no", String(largestBatch(room, s.options)));
       }));
     },
@@ -239,12 +265,12 @@ function tables() {
 
 // --- All together -----------------------------------------------------------------------------------------------
 
-const TRAITS = ["shape", "batch", "sequence", "precision", "optimizer", "checkpointing"];
+const TRAITS = ["shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer", "checkpointing"];
 
 function render({ model, el }) {
   const act = (changes) => change(model, changes);
   const get = (name) => model.get(name);
-  const choices = { precisions: get("precisions"), optimizers: Object.keys(STATES), presets: get("presets") };
+  const choices = { precisions: get("precisions"), optimizers: get("optimizers").map(({ name }) => name), presets: get("presets") };
   const parts = [controls(act, choices), words(), bar(), tables()];
   return present({ model, el }, { name: "Memory planner", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
 }

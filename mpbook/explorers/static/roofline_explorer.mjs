@@ -1,10 +1,10 @@
 // The roofline explorer: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
-// Work of a chosen size under the roof of a device. Counts and sentences are those of mpbook/roofline.py
+// Work of a chosen size under the roof of a device. Counts and sentences are those of mpbook/cost/roofline.py
 // and mpbook/explorers/roofline_explorer.py, which the tests prove equal.
 
 import { button, change, chooser, h, present, say, superscript } from "./kit.mjs";
 
-// --- What work takes: mpbook/roofline.py -----------------------------------------------------------------
+// --- What work takes: mpbook/cost/roofline.py -----------------------------------------------------------------
 
 const BYTES = { float32: 4, tfloat32: 4, float16: 2, bfloat16: 2, float8_e4m3fn: 1 };
 const product = (m, k, n, format) => ({ flops: 2 * m * k * n, bytes: (m * k + k * n + m * n) * BYTES[format], product: true });
