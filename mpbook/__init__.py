@@ -11,7 +11,7 @@ module of the concept you need:
 * `mpbook.watch.Probe`: where your model's numbers lie, and whether it needs loss scaling
 * `mpbook.watch.lost_updates`: how many of its updates 16-bit weights swallow
 * `mpbook.autocast.trace`: what autocast did to it, cast by cast
-* `mpbook.master_weights`, `mpbook.loss_scaling`: the cures, for any torch optimizer
+* `mpbook.master_weights`, `mpbook.loss_scaling`: the cures, around a torch optimizer
 
 Importing the package imports nothing else.
 """

@@ -15,18 +15,21 @@ share the calls of one step:
 * `NoLossScaler` leaves out all but the calls, so that one loop serves every precision.
 
 The dynamic one is `torch.amp.GradScaler`, step for step and bit for bit; their saved states are
-interchangeable, and a call is an error in the one where it is an error in the other.  The last one
-is ``torch.amp.GradScaler(enabled=False)``.
+interchangeable, and a call is an error in the one where it is an error in the other, but for two
+that GradScaler lets through: a ``fused=True`` optimizer with float16 gradients or none, and a
+closure that is passed by position.  The last one is ``torch.amp.GradScaler(enabled=False)``.
 
 Whether to step is decided in Python, so `step` waits for the device once for each optimizer, as
-GradScaler does.  Nothing else waits: ``loss_scale`` is a Python number, where
+GradScaler does; an optimizer with ``fused=True`` decides for GradScaler in its kernel, without a
+wait.  Nothing else waits: ``loss_scale`` is a Python number, where
 ``GradScaler.get_scale()`` waits again.  Gradients are read twice, to look for infinities and to
 divide, in plain tensor operations; GradScaler has one kernel for both.
 
 A scale that falls and falls means gradients that are infinite or NaN whatever the scale:
 `nonfinite_gradients` names the parameters, after a backward pass with any scaler.  Below 2**-128
-the reciprocal of a scale is infinite itself, and 0 times infinity is a NaN that comes after the
-check: from there on GradScaler writes NaN to the weights, and so does `DynamicLossScaler`.
+the reciprocal of a scale is infinite itself, and the product with it comes after the check: from
+there on GradScaler writes infinities and NaN to the weights, and so does `DynamicLossScaler`.  A
+scale that grows and grows, as with bfloat16, ends at 2**127, the largest power of two in float32.
 
 Source: Micikevicius et al. 2018, section 3.2; `torch.amp.GradScaler` for the schedule.
 Taught in the chapter "Loss scaling".

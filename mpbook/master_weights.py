@@ -1,4 +1,4 @@
-"""Updates that 16-bit weights do not swallow: three wrappers around any torch optimizer.
+"""Updates that 16-bit weights do not swallow: three wrappers around a torch optimizer.
 
 A bfloat16 weight near 1 moves in steps of 1/128 upwards and 1/256 downwards; an update smaller
 than half of that is rounded away, every time.  The cure has two parts.  First compute the update
@@ -33,7 +33,8 @@ float32 before the step, by `torch.amp.GradScaler` for example::
     scaler.step(optimizer)
     scaler.update()
 
-Without `take_gradients` a GradScaler finds no gradients in the groups, and says so.
+Without `take_gradients` a GradScaler finds no gradients in the groups, and says so.  Gradients may
+be float32 already (``parameter.grad_dtype = torch.float32``); sparse ones are refused.
 
 Source: Micikevicius et al. 2018, section 3.1 (master weights); Zamirai et al. 2020 (stochastic
 rounding and Kahan summation of weight updates).  Taught in the chapter "Master weights".
@@ -61,7 +62,7 @@ _HOOKS_OF_STATE = (
 
 
 class Float32Updates(torch.optim.Optimizer):
-    """Any torch optimizer, updating 16-bit parameters in float32: what the three cures share.
+    """A torch optimizer, updating 16-bit parameters in float32: what the three cures share.
 
     Groups, state and defaults are those of the wrapped optimizer, so that learning-rate schedulers
     and everything else that is written for an optimizer work on the wrapper.  Like any optimizer's,
@@ -398,8 +399,8 @@ class KahanSummation(Float32Updates):
     """A second 16-bit tensor keeps what rounding the weight discards, for the next step to add.
 
     2 bytes more a parameter.  The sum of weight and compensation has about twice the digits of the
-    weight.  In float16 the compensation cannot hold less than 2**-24, so updates much smaller than
-    that are still lost; bfloat16 has the exponents of float32 and no such floor.
+    weight, not more: in bfloat16 updates below 2**-18 of the weight are lost in the compensation,
+    as they would be below 2**-9 without one.  In float16 it cannot hold less than 2**-24 besides.
 
     Kahan's own formulas stay in 16 bits all along: they round the compensated update before they
     add it, where this rounds the new compensation after.  Wherever those two roundings are exact

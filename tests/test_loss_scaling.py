@@ -1161,5 +1161,56 @@ def test_impossible_schedules_are_refused(options, message):
         DynamicLossScaler(**options)
 
 
+# --- What the chapter says of torch's scaler ----------------------------------------------------
+
+
+def one_step(scale: float, *, gradient: float = 1.0, **options):
+    """A weight of 1 and torch's scaler, after a step with a constant gradient at a rate of 0.5."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)
+    scaler.scale(gradient * weight.sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return weight.item(), scaler.get_scale()
+
+
+def test_torch_s_scale_ends_at_the_largest_power_of_two_and_steps_go_on_there():
+    assert one_step(2.0**126) == (0.5, 2.0**127)
+    assert one_step(2.0**127) == (0.5, 2.0**127)
+    assert one_step(2.0**127, gradient=2.0) == (1.0, 2.0**126)  # overflows, and is skipped
+    top = ours("cpu", 2.0**127, growth_interval=1)
+    _, optimizer = with_gradient(torch.tensor([1.0]))
+    assert top.step(optimizer)
+    top.update()
+    assert top.loss_scale == 2.0**127
+
+
+def test_at_the_top_a_cpu_that_flushes_subnormals_divides_every_gradient_to_0():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormal numbers")
+    try:
+        assert one_step(2.0**127)[0] == 1.0
+        assert one_step(2.0**126)[0] == 0.5
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_below_2_to_minus_128_only_an_optimizer_that_divides_still_steps_right():
+    assert one_step(2.0**-130)[0] == -math.inf
+    assert one_step(2.0**-130, fused=True)[0] == 0.5
+
+
+@pytest.mark.parametrize("inputs", [1.0, 1e-6])
+def test_tiny_inputs_take_the_weights_gradients_down_before_the_activations(inputs):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(32, 10)
+    outputs = layer(inputs * torch.randn(64, 32, generator=generator))
+    outputs.retain_grad()
+    nn.functional.cross_entropy(outputs, torch.arange(64) % 10).backward()
+    lost = [(gradient.half() == 0).float().mean() for gradient in (outputs.grad, layer.weight.grad)]
+    assert lost[0] == 0 and (lost[1] > 0.2) == (inputs < 1)
+
+
 def test_the_examples_of_the_module_are_right():
     assert doctest.testmod(mpbook.loss_scaling).failed == 0

@@ -571,6 +571,34 @@ def test_zero_grad_sets_to_none_or_to_zero_as_any_optimizer(dtype):
     assert parameter.grad is None
 
 
+def test_gradients_that_autograd_gathers_in_float32_are_used_as_they_are():
+    parameter = weight(size=1)
+    parameter.grad_dtype = F32
+    optimizer = MasterWeights(sgd([parameter]))
+    for _ in range(1000):
+        (parameter * 1e-3).sum().backward()
+    optimizer.step()
+    assert parameter.grad.dtype == F32
+    # Each is 1e-3 rounded to bfloat16.
+    gathered = 1000 * torch.tensor(1e-3).bfloat16().item()
+    assert optimizer.copies[parameter].item() == pytest.approx(1 - gathered, abs=1e-4)
+
+
+@pytest.mark.parametrize("gradients", [F32, BF16])
+def test_a_plain_adamw_refuses_float32_gradients_of_bfloat16_weights_and_sgd_does_not(gradients):
+    parameter = weight()
+    parameter.grad_dtype = gradients
+    (parameter * 1.0).sum().backward()
+    sgd([parameter]).step()
+    for options in (dict(foreach=False), dict(fused=True)):
+        optimizer = adamw([parameter], **options)
+        if gradients == F32:
+            with pytest.raises(RuntimeError):
+                optimizer.step()
+        else:
+            optimizer.step()
+
+
 def test_a_gradient_in_float32_of_a_16_bit_parameter_is_copied_too():
     parameter = weight()
     try:

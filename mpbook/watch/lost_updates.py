@@ -109,9 +109,9 @@ def updates_lost(
     """Count the updates that rounding swallows while the ``with`` block trains.
 
     Training goes on exactly as without: not a bit of weights, optimizer or random state differs.
-    Any torch optimizer will do, over float16, bfloat16 or float32 parameters, and any wrapper of
-    `mpbook.master_weights`, also inside the wrapper of another library.  A step that is skipped, or
-    that fails, is not counted.
+    Any torch optimizer whose step needs no closure will do, over float16, bfloat16 or float32
+    parameters, and any wrapper of `mpbook.master_weights`, also inside the wrapper of another
+    library.  A step that is skipped, or that fails, is not counted.
 
     Args:
         model: whose parameters the optimizer updates; they are counted under its names.

@@ -25,28 +25,36 @@ def _underflow() -> Finding:
 
 
 def _small_updates() -> Finding:
-    weights = torch.tensor([2.0**e for e in range(-20, 4)], dtype=torch.float16)
-    vanishes = (weights + torch.tensor(1e-7, dtype=torch.float16)) == weights
+    # All numbers from 0 to the largest.
+    weights = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16)
+    # The sum in float64, which is exact here, is rounded once, as in an optimizer's kernel.
+    vanishes = (weights.double() + 1e-7).half() == weights
     moved = weights[~vanishes].max().item() if not vanishes.all() else 0.0
     why = (
-        f"1e-7 is not 0 in float16: it moves weights of up to {moved:.1e}, and vanishes in larger "
+        f"1e-7 is not 0 in float16: it moves weights of up to {moved:.2e}, and vanishes in larger "
         "ones, of which it is less than half an ulp."
     )
     return by_share(vanishes.tolist()), why
 
 
-def _eps() -> Finding:
+def _after_a_zero_gradient(*, fused: bool) -> tuple[float, float]:
+    """A float16 weight of 1 after one step of AdamW, and AdamW's eps."""
     parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
-    adam = torch.optim.AdamW([parameter])
-    eps = adam.defaults["eps"]
+    adam = torch.optim.AdamW([parameter], fused=fused)
     parameter.grad = torch.zeros_like(parameter)
     adam.step()
-    stored, weight = _rounded(eps, torch.float16), parameter.item()
+    return parameter.item(), adam.defaults["eps"]
+
+
+def _eps() -> Finding:
+    weight, eps = _after_a_zero_gradient(fused=False)
+    fused, _ = _after_a_zero_gradient(fused=True)
+    stored = _rounded(eps, torch.float16)
     why = (
         f"{eps:g} rounds to {stored:g}, and after one step with a gradient of 0 a float16 weight "
-        f"is {weight:g}."
+        f"is {weight:g}; with fused=True, which computes in float32, it is {fused:g}."
     )
-    return by_share([stored == 0, math.isnan(weight)]), why
+    return by_share([stored == 0, math.isnan(weight), math.isnan(fused)]), why
 
 
 def _second_moment() -> Finding:

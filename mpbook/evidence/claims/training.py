@@ -62,8 +62,25 @@ def _stores(device: torch.device) -> Finding:
 
 def _gradients(device: torch.device) -> Finding:
     dtype = _dtypes(device)["gradients"]
-    why = f"Under autocast parameter.grad is {dtype}, as the parameter is."
+    rounded = _are_float16_numbers(device)
+    why = (
+        f"Under autocast parameter.grad is {dtype}, as the parameter is. In a linear layer it is a "
+        f"float16 product that was cast: its values {'all fit' if rounded else 'do not all fit'} "
+        "float16."
+    )
     return by_share([dtype == "float16"]), why
+
+
+def _are_float16_numbers(device: torch.device) -> bool:
+    """Whether the gradient of a linear layer's weight, after one backward pass, fits float16."""
+    layer = nn.Linear(64, 64, device=device)
+    inputs = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.autocast(device.type, dtype=torch.float16):
+        outputs = layer(inputs)
+    outputs.float().square().mean().backward()
+    gradient = layer.weight.grad
+    assert gradient is not None
+    return torch.equal(gradient.half().float(), gradient)
 
 
 def _bytes_per_parameter(precision: str, device: torch.device) -> tuple[float, ...]:
