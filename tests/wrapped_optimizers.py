@@ -74,6 +74,34 @@ class Fabric:
         return self._optimizer.step(closure)
 
 
+class Copied:
+    """Lightning's wrapper of old: it takes over the attributes too, and so the hooks of the other.
+
+    It clamps the weights after the step, which only a watch of its own step can see.
+    """
+
+    def __init__(self, optimizer):
+        self.__dict__.update(vars(optimizer))
+        self._optimizer = optimizer
+
+    def zero_grad(self, set_to_none=True):
+        self._optimizer.zero_grad(set_to_none)
+
+    def register_step_pre_hook(self, hook):
+        return self._optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook):
+        return self._optimizer.register_step_post_hook(hook)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self._optimizer.step(closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.clamp_(-0.3, 0.3)
+        return loss
+
+
 class Apex:
     """Apex's ``FP16_Optimizer``: float32 copies in the groups of the inner one, no hooks at all."""
 
@@ -194,6 +222,7 @@ WRAPPED = {
     "accelerate, master weights": lambda p: Accelerated(MasterWeights(adamw(p))),
     "fabric": lambda p: Fabric(adamw(p)),
     "fabric, kahan": lambda p: Fabric(KahanSummation(adamw(p))),
+    "copied": lambda p: Copied(adamw(p)),
     "apex": lambda p: Apex(adamw(p)),
     "accelerate, apex": lambda p: Accelerated(Apex(adamw(p))),
     "lookahead": lambda p: Lookahead(adamw(p)),

@@ -1,6 +1,7 @@
 """Where a step begins and ends, for optimizers in wrappers of others: against counts by hand."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -178,6 +179,56 @@ def test_a_scheduler_can_be_made_while_the_step_is_watched():
     backward(model, 3)
     optimizer.step()
     assert probe.steps == 2 and optimizer.param_groups[0]["lr"] == 0.25
+
+
+class Foreign:
+    """An optimizer that torch knows nothing of."""
+
+    def __init__(self, params):
+        self.param_groups = [{"params": list(params)}]
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            weight -= weight.grad
+
+
+def test_a_step_that_someone_else_patches_meanwhile_stays_theirs_and_is_watched_no_longer():
+    model, theirs = small_model(), []
+    optimizer = Foreign(model.parameters())
+    with Probe(model, optimizer) as probe:
+        ours = optimizer.step
+        optimizer.step = lambda: (theirs.append(1), ours())
+        backward(model, 0)
+        optimizer.step()
+    before = weights_of(model)
+    optimizer.step()
+    assert probe.steps == 1 and len(theirs) == 2
+    assert not torch.equal(before[0], weights_of(model)[0])
+
+
+def test_a_patch_that_was_there_before_is_there_after():
+    model = small_model()
+    optimizer = Foreign(model.parameters())
+    earlier = optimizer.step = functools.partial(Foreign.step, optimizer)
+    with Probe(model, optimizer) as probe:
+        backward(model, 0)
+        optimizer.step()
+    assert probe.steps == 1 and optimizer.step is earlier
+
+
+def test_an_optimizer_of_a_hooked_class_that_was_never_initialised_is_watched():
+    class Never(torch.optim.SGD):
+        def __init__(self, inner):
+            self.inner, self.param_groups = inner, inner.param_groups
+            self.step = inner.step
+
+    model = small_model()
+    optimizer = Never(torch.optim.SGD(model.parameters(), lr=0.1))
+    with Probe(model, optimizer) as probe:
+        backward(model, 0)
+        optimizer.step()
+    assert probe.steps == 1
 
 
 def test_the_inner_optimizer_may_step_without_its_wrapper():

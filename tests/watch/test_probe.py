@@ -441,6 +441,7 @@ def test_a_probe_may_be_entered_again_and_goes_on():
     with probe:
         backward(model, batch())
     assert probe.histogram("activations", "4").total == 3 * 15
+    assert probe.histogram("weight_gradients", "4.weight").total == 3 * 24
 
 
 # --- Leaving no trace ---------------------------------------------------------------------------
