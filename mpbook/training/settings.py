@@ -41,7 +41,7 @@ class Settings:
         steps: updates, the skipped ones counted.
         batch_size: examples that go through the model at once: a micro-batch.
         accumulation_steps: micro-batches of an update, whose gradients are added up; the examples
-            of an update are ``batch_size * accumulation_steps``.  See `training_step`.
+            of an update are ``batch_size * accumulation_steps``.  See `mpbook.training.step`.
         learning_rate: after warm-up.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`, or a function from a list of parameters
             to a torch optimizer, which then brings its own learning rate.
