@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from accessibility import serious_violations
 from explorer_pages import (
     LoadModule,
     OpenExplorer,
     drag,
     random_histogram,
-    serious_violations,
     twin,
 )
 from playwright.sync_api import Locator, Page, expect

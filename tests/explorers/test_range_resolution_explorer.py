@@ -9,12 +9,12 @@ from typing import Any
 import ml_dtypes
 import pytest
 import torch
+from accessibility import serious_violations
 from explorer_pages import (
     LoadModule,
     OpenExplorer,
     drag,
     random_histogram,
-    serious_violations,
     twin,
 )
 from playwright.sync_api import Locator, Page, expect
