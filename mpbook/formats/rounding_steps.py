@@ -155,7 +155,7 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
         reciprocal = (_bits(power) ^ _EXPONENT_MASK[power.dtype]).view(power.dtype)
         value.mul_(reciprocal).mul_(0.5 * ulps)
         _round_units_(value, plan.rounding, scratch)
-        value.mul_(power).mul_(1 / ulps)
+        value.mul_(1 / ulps).mul_(power)  # the other way round could overflow
     elif plan.headroom <= plan.format.mantissa_bits + 1:  # the products below could overflow
         value.div_(power).mul_(ulps)
         _round_units_(value, plan.rounding, scratch)

@@ -351,7 +351,7 @@ def test_compiled_code_gives_the_same_bits_for_all_shapes(name, rounding, overfl
 
 SMALL = [f for f in FORMATS.values() if f.bits <= 8] + [
     next(f for f in ALL if f.name == name)
-    for name in ("float8_e4m3b11fnuz", "unsigned", "large_numbers_only")
+    for name in ("float8_e4m3b11fnuz", "unsigned", "large_numbers_only", "products_beyond_float32")
 ]
 
 
