@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_hard_inputs_hold_numbers_midpoints_and_their_float32_neighbours() -> No
     assert expected[x == 1.0625].tolist() == [1.0] and expected[x == up].tolist() == [1.125]
     for value, right in zip(x[::97].tolist(), expected[::97].tolist(), strict=True):
         assert decode(encode(value, "float8_e4m3fn", overflow="saturate"), "float8_e4m3fn") == right
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler: install g++ or clang++",
+)
+def test_compiled_rounding_stands_beside_the_least_that_a_compiled_loop_can_do() -> None:
+    results = bench.bench_formats(["bfloat16"], elements=2048, rounds=1, blocks=False)
+    named = {r.contender: r for r in results}
+    assert named[bench.ONE_PRODUCT].wrong is None
+    assert named["mpbook compiled"].wrong == 0
 
 
 def test_blocks_are_timed_where_they_divide_the_tensor() -> None:

@@ -50,6 +50,14 @@ def test_a_format_that_a_library_lacks_gives_nothing() -> None:
     assert behaviour(peer("ml_dtypes"), "tfloat32") is None
 
 
+@pytest.mark.parametrize("name", ["float8_e4m3fnuz", "float6_e2m3fn", "float6_e3m2fn"])
+def test_ml_dtypes_is_an_oracle_of_the_newer_formats_too(name: str) -> None:
+    rounder = peer("ml_dtypes").prepare(FORMATS[name])
+    assert rounder is not None
+    x = torch.linspace(-1, 1, 1001) * FORMATS[name].max
+    assert torch.equal(rounder(x), round_to(x, name, overflow="saturate"))
+
+
 def test_our_own_behaviour_is_what_the_keywords_say() -> None:
     inf = ours(FLOAT16, overflow="inf")
     assert (inf.ties, inf.infinity, inf.nan) == ("to even", "infinity", "NaN")

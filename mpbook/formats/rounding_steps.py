@@ -33,8 +33,9 @@ from mpbook.formats.counter_hash import hash_counters_
 from mpbook.formats.description import DRAW_BITS, Rounding
 from mpbook.formats.rounding_plan import EXPONENT_BIAS, Plan
 
-CPU_BLOCK = 2**19
-"""Elements that a CPU rounds at a time: their scratch fits into a core's cache."""
+CPU_BLOCK = 2**17
+"""Elements that a CPU rounds at a time: with their powers of two they take a megabyte, which fits
+into the second cache of a core of a server."""
 
 DEVICE_BLOCK = 2**26
 """The same elsewhere, where launching an operation costs more than memory traffic."""
@@ -47,8 +48,9 @@ _STORED_BITS = {torch.float32: 23, torch.float64: 52}
 
 def block_size(plan: Plan, device: torch.device) -> int:
     """How many elements go through the steps together."""
-    block = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
-    return block // 4 if plan.rounding == "stochastic" else block  # that takes more scratch
+    if device.type == "cpu":
+        return CPU_BLOCK
+    return DEVICE_BLOCK // 4 if plan.rounding == "stochastic" else DEVICE_BLOCK  # more scratch
 
 
 def round_in_blocks(
@@ -106,7 +108,9 @@ def _round_block(
         torch.add(scratch["counters"], first, out=scratch["hash"])
         hash_counters_(scratch["hash"], keys, scratch["fold"])
     casts = plan.native is not None and not torch.compiler.is_compiling()
-    if casts:
+    if _leaves_the_bits_alone(value, plan):
+        _round_by_arithmetic_(value, plan, scratch)
+    elif casts:
         value.copy_(scratch["native"].copy_(value))  # the compiler would leave both copies out
     elif plan.carries:
         _round_by_carry_(value, plan, scratch)
@@ -128,7 +132,8 @@ def _round_block(
 def _cut_off(x: Tensor, value: Tensor, plan: Plan) -> None:
     """Write ``x`` to ``value``, clamped to the range that can matter; NaN passes."""
     if x.dtype == value.dtype and plan.format.signed:
-        torch.clamp(x, plan.low, plan.high, out=value)
+        most = torch.finfo(x.dtype).max if _leaves_the_bits_alone(value, plan) else math.inf
+        torch.clamp(x, max(plan.low, -most), min(plan.high, most), out=value)
         return
     value.copy_(x)
     if not plan.format.signed:  # negative numbers become NaN, as they are not above this one:
@@ -141,12 +146,6 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
     """``round(x / ulp) * ulp``: nothing but the rounding itself is inexact."""
     if plan.format.lowest_binade > 0:
         _lift_(value)
-    if _finds_ulps_by_arithmetic(value, plan):
-        ulp = _ulp_by_arithmetic(value, plan)
-        value.div_(ulp)
-        _round_units_(value, plan.rounding, scratch)
-        value.mul_(ulp)
-        return
     power = power_of_two(value, out=scratch["power"])
     power.clamp_(*plan.powers)  # subnormals share the smallest ulp
     ulps = 2.0**plan.format.mantissa_bits  # in that power of two
@@ -156,7 +155,7 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
         reciprocal = (_bits(power) ^ _EXPONENT_MASK[power.dtype]).view(power.dtype)
         value.mul_(reciprocal).mul_(0.5 * ulps)
         _round_units_(value, plan.rounding, scratch)
-        value.mul_(power).mul_(1 / ulps)
+        value.mul_(1 / ulps).mul_(power)  # the other way round could overflow
     elif plan.headroom <= plan.format.mantissa_bits + 1:  # the products below could overflow
         value.div_(power).mul_(ulps)
         _round_units_(value, plan.rounding, scratch)
@@ -168,14 +167,33 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
         torch.addcmul(nothing, value, power, value=1 / ulps, out=value)
 
 
-def _finds_ulps_by_arithmetic(value: Tensor, plan: Plan) -> bool:
-    """Whether to leave the bits alone: in code that torch compiles for a CPU, within its range.
+def _leaves_the_bits_alone(value: Tensor, plan: Plan) -> bool:
+    """Whether to compute with floats alone: in code that torch compiles for a CPU, where it can.
 
     There the bits of a vector of floats come element by element, through memory: g++ tuned for Zen
     makes nothing of it, as it should, and tuned for Sapphire Rapids six times the work.
     """
-    on_cpu = torch.compiler.is_compiling() and value.device.type == "cpu"
-    return on_cpu and plan.headroom > _STORED_BITS[value.dtype] + 1
+    if not torch.compiler.is_compiling() or value.device.type != "cpu":
+        return False
+    stored = _STORED_BITS[value.dtype]
+    if plan.carries:  # infinities go the way of the largest float32, which is theirs if it is sure
+        return plan.rounding != "stochastic" and plan.format.mantissa_bits < stored
+    return plan.headroom > stored + 1  # `_ulp_by_arithmetic` multiplies by so much
+
+
+def _round_by_arithmetic_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> None:
+    """``round(x / ulp) * ulp`` without a look at the bits."""
+    if plan.format.lowest_binade > 0:
+        _lift_(value)
+    small = value.abs() < 2.0**16
+    if plan.carries:  # to where neither ulps nor their multiples leave the range of normal numbers
+        value.mul_(torch.where(small, 2.0**64, 2.0**-64))
+    ulp = _ulp_by_arithmetic(value, plan)
+    value.div_(ulp)
+    _round_units_(value, plan.rounding, scratch)
+    value.mul_(ulp)
+    if plan.carries:
+        value.mul_(torch.where(small, 2.0**-64, 2.0**64))
 
 
 def _ulp_by_arithmetic(value: Tensor, plan: Plan) -> Tensor:
@@ -188,8 +206,9 @@ def _ulp_by_arithmetic(value: Tensor, plan: Plan) -> Tensor:
     floating-point summation and dot product", BIT Numerical Mathematics 52 (2012).
     """
     stored, ulps = _STORED_BITS[value.dtype], 2.0**-plan.format.mantissa_bits
+    smallest = plan.powers[0] * ulps * (2.0**64 if plan.carries else 1)
     q = value * ((2.0**stored + 1) * ulps)
-    return (q - q * (1 - 2.0 ** -(stored + 1))).abs().clamp(min=plan.powers[0] * ulps)
+    return (q - q * (1 - 2.0 ** -(stored + 1))).abs().clamp(min=smallest)
 
 
 def _round_units_(units: Tensor, rounding: Rounding, scratch: dict[str, Tensor]) -> None:

@@ -326,6 +326,7 @@ def test_stochastic_rounding_is_unbiased_in_each_binade(name, dtype):
         ("float8_e5m2", "up", "inf"),
         ("float16", "toward-zero", "nan"),
         ("bfloat16", "nearest-even", "inf"),
+        ("tfloat32", "down", "nan"),
         ("bfloat16", "stochastic", "saturate"),
         ("float8_e4m3fn", "stochastic", "nan"),
         ("float8_e8m0fnu", "down", "saturate"),
