@@ -61,7 +61,7 @@ def compiled(function: Callable[..., Any], *, fullgraph: bool = False) -> Callab
 
     Inductor keeps the C++ that it generates (in ``TORCHINDUCTOR_CACHE_DIR``) under a key that has
     the settings in it and not the width of the vectors.  Where machines share that folder, one with
-    AVX2 is given code for the 16 lanes of AVX-512: in torch 2.13.0 a cross-entropy of 6.69 comes
+    AVX2 is given code for the 16 lanes of AVX-512: a cross-entropy of 6.69 once came
     out as 6.04 without a word, or the process dies.  Here the width is one of the settings.
     """
     return torch.compile(function, fullgraph=fullgraph, options=_vector_width())

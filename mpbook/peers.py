@@ -67,7 +67,7 @@ def installed() -> list[Peer]:
 
 
 def _version(name: str) -> str:
-    """Torch's own, with its build: PyPI's wheel calls itself 2.13.0+cu130, its package 2.13.0."""
+    """Torch's own, with its build: a wheel may call itself +cu130 where its package does not."""
     return str(torch.__version__) if name == "torch" else importlib.metadata.version(name)
 
 

@@ -34,7 +34,7 @@ _LEAVES: tuple[Key, ...] = (_PRODUCTS, *_CUDNN, *_CPU)
 
 
 # `torch.backends` offers the same words one by one, but setting
-# ``torch.backends.mkldnn.fp32_precision`` writes the level above it (in torch 2.11 to 2.15).
+# ``torch.backends.mkldnn.fp32_precision`` writes the level above it.
 def _word(key: Key) -> str:
     """What an operation goes by, with the levels above it."""
     return str(torch._C._get_fp32_precision_getter(*key))

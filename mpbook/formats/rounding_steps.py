@@ -309,8 +309,8 @@ def _drop_negative_zeros_(value: Tensor) -> None:
     if not torch.compiler.is_compiling():
         value.add_(0.0)  # -0 + 0 = +0
         return
-    # torch's compiler leaves out the addition of a 0, from torch 2.14 on also of a plain number
-    # (`remove_no_ops`), and compilers below it may take floats of either sign for the same zero.
+    # torch's compiler may leave out the addition of a 0 (`remove_no_ops`; `reference/versions` says
+    # since when), and compilers below it may take floats of either sign for the same zero.
     # Not so integers: here -0 is the smallest of all, and no other number looks like it.
     bits = _bits(value)
     bits.copy_(torch.where(bits == torch.iinfo(bits.dtype).min, 0, bits))
