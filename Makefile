@@ -41,7 +41,7 @@ read: book ## Build the HTML and serve it on localhost
 test: $(STAMP) ## Run every test, the notebooks' included; ARGS=... goes to pytest
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about ten minutes
+exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about twenty minutes
 	$(BIN)/python tests/exhaustive.py
 
 portability: $(STAMP) ## Run the suite as other machines would, for about an hour; WHICH="avx2 cu130" names a few

@@ -22,7 +22,10 @@ from torch import Tensor
 
 from mpbook.formats import FORMATS, FloatFormat, Overflow, compiled_round_to, round_to
 
-NAMES = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "float16", "bfloat16")
+NAMES = (
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "float16", "bfloat16",
+)  # fmt: skip
 CHUNK = 2**21  # small enough for malloc to reuse the memory
 CHUNKS = 2**32 // CHUNK
 
@@ -93,14 +96,14 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="check every n-th chunk only")
     chunks = range(0, CHUNKS, parser.parse_args().every)
     print(f"{len(chunks) * CHUNK:,} inputs a row, to nearest\n")
-    print(f"{'format':<15}{'overflow':<10}{'run':<10}{'mismatches':>11}")
+    print(f"{'format':<17}{'overflow':<10}{'run':<10}{'mismatches':>11}")
     failed = False
     for name in NAMES:
         start = time.monotonic()
         for (rule, run), mismatches in check(name, chunks).items():
             failed |= mismatches > 0
-            print(f"{name:<15}{rule:<10}{run:<10}{mismatches:>11,}")
-        print(f"{'':<15}{time.monotonic() - start:.0f} s", flush=True)
+            print(f"{name:<17}{rule:<10}{run:<10}{mismatches:>11,}")
+        print(f"{'':<17}{time.monotonic() - start:.0f} s", flush=True)
     return int(failed)
 
 

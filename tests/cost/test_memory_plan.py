@@ -83,6 +83,14 @@ def test_every_category_is_what_training_counts(
     assert vars(plan.memory) == pytest.approx(vars(found), rel=tolerance(device), abs=0)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("name", ["32-true", "16-mixed", "bf16-mixed", "bf16-true"])
+def test_every_category_is_what_training_with_accumulation_counts(name: str, parts: int) -> None:
+    precision, options = PRECISIONS[name], dict(accumulation_steps=parts, device="cpu")
+    plan = plan_memory(SHAPES[0], batch_size=3, precision=precision, **options)  # type: ignore[arg-type]
+    assert vars(plan.memory) == vars(counted(SHAPES[0], precision, **options))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["32-true", "bf16-true"])
 def test_the_state_of_every_optimizer(name: str, optimizer: str) -> None:
