@@ -59,11 +59,16 @@ class Timeline:
         said = answers(probe, self.found)
         runs = [(answer, len(list(run))) for answer, run in groupby(said.values())]
         cells = [
-            f'<td colspan="{count}"{_CHANGED if number else ""}>{html.escape(answer)}</td>'
+            f'<td colspan="{count}"{_CHANGED if number else ""}>{_breakable(answer)}</td>'
             for number, (answer, count) in enumerate(runs)
         ]
         question = f'<th scope="row">{_with_code(probe.question)}</th>'
         return "".join([question, *cells, f"<td>{_with_code(probe.advice)}</td>"])
+
+
+def _breakable(answer: str) -> str:
+    """An answer as HTML, in which a line may end within the name of an error."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", html.escape(answer))
 
 
 _CHANGED = ' class="mp-changed"'
