@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mpbook import device as devices
 from mpbook.cost.measure import Spread, interleave, ratios
 from mpbook.formats import (
     FloatFormat,
@@ -213,7 +214,7 @@ def _compiled_product() -> Callable[[Tensor, Tensor], object]:
     def product(x: Tensor, out: Tensor) -> None:
         torch.mul(x, 1.5, out=out)
 
-    return torch.compile(product, fullgraph=True)
+    return devices.compiled(product, fullgraph=True)
 
 
 def _into(way: Callable[..., Tensor], x: Tensor, out: Tensor) -> Tensor:

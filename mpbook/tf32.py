@@ -60,9 +60,9 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
     ``torch.set_float32_matmul_precision("medium")`` would have lowered it.
 
     Afterwards, and after an exception, all switches are as they were: words, old fields, and which
-    of them raise.  One thing cannot be written back: cuDNN's words begin, from torch 2.13 on, as
-    "tf32, unless a level above says otherwise".  If they had to be changed, they end as what that
-    amounts to: "tf32", as after torch's own ``torch.backends.cudnn.flags()``, or where a level
+    of them raise.  One thing cannot be written back: in later versions of torch cuDNN's words begin
+    as "tf32, unless a level above says otherwise".  If they had to be changed, they end as what
+    that amounts to: "tf32", as after torch's own ``torch.backends.cudnn.flags()``, or where a level
     above says otherwise, "none".
     """
     before = _read()

@@ -640,11 +640,14 @@ def test_without_a_compiler_it_is_torch_that_complains_and_when_it_is_called(
     def none() -> Any:
         raise InvalidCxxCompiler
 
+    # What torch imports on the first compilation takes the function along, and would keep this one.
+    importlib.import_module("torch._inductor.compile_fx")
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", none)
     assert callable(mpbook.device.compiled(torch.sin))
 
 
 def test_the_package_compiles_nothing_without_it() -> None:
     package = Path(mpbook.device.__file__).parent
-    found = [p.name for p in package.rglob("*.py") if "torch.compile(" in p.read_text("utf-8")]
-    assert found == ["device.py"]
+    found = {p for p in package.rglob("*.py") if "torch.compile(" in p.read_text("utf-8")}
+    probes = package / "evidence" / "versions"  # they ask torch itself, and nothing else
+    assert {p.name for p in found if p.parent != probes} == {"device.py"}
