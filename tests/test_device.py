@@ -1,5 +1,6 @@
 """`mpbook.device`: verdict tables, and float16 products against torch's kernels and float64."""
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
