@@ -19,11 +19,17 @@ from typing import NamedTuple
 import nbformat
 from nbformat import NotebookNode
 from refresh import WIDGET_VIEW, normalise
+from symptoms import problems
 from version_links import NAMED
 
 BOOK = Path(__file__).resolve().parents[1]
 CHAPTERS = ("numbers", "recipe", "formats_that_need_less", "practice")
-PARTS = "question outcomes fail why scratch ship cost traps takeaway exercises interview".split()
+PARTS = (
+    "question recipe outcomes fail why scratch ship cost traps takeaway exercises interview".split()
+)
+TRAPS = "_traps"
+"""A chapter of many words gives its traps to the page NAME_traps, which is no chapter."""
+MAX_WORDS = 5_000
 MAX_CELL_LINES = 30
 MAX_NOTEBOOK_BYTES = 1_500_000
 MIN_EXERCISES = 3
@@ -270,6 +276,34 @@ def no_bare_version(page: NotebookNode) -> list[Finding]:
 # --- what a chapter has --------------------------------------------------------------------------
 
 
+def short_enough(page: NotebookNode) -> list[Finding]:
+    """A chapter can be read at one sitting: its words, code included, outputs and solutions not."""
+    words, hidden = 0, False
+    for cell in page.cells:
+        hidden = "{solution-start}" in cell.source or (hidden and cell.cell_type == "code")
+        if not hidden and "hide-cell" not in tags(cell):
+            words += len(cell.source.split())
+    if words <= MAX_WORDS:
+        return []
+    return [
+        Finding(None, f"{words} words; at most {MAX_WORDS}: give the traps a page, NAME{TRAPS}")
+    ]
+
+
+def usable_symptoms(page: NotebookNode) -> list[Finding]:
+    """The symptoms that a heading carries have their sentence, and their lines in plain torch."""
+    return [Finding(index, f"symptoms: {reason}") for index, reason in problems(page)]
+
+
+def traps_have_symptoms(page: NotebookNode) -> list[Finding]:
+    """On a page of traps each section says in its metadata what people see."""
+    return [
+        Finding(index, "a trap without `symptoms` in its cell's metadata")
+        for index, cell in cells(page, "markdown")
+        if re.search(r"^## ", cell.source, re.M) and "symptoms" not in cell.metadata
+    ]
+
+
 def has_all_parts(page: NotebookNode) -> list[Finding]:
     """A chapter has every part, each marked by a tag `part:NAME` on a cell, in the usual order."""
     marks = [tag for cell in page.cells for tag in cell.metadata.get("tags", [])]
@@ -334,8 +368,10 @@ PAGE_RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 NOTEBOOK_RULES: tuple[Rule, ...] = (
     executed, no_stray_errors, normal_form, widgets_have_a_twin, size_budget, short_cells,
+    usable_symptoms,
 )  # fmt: skip
-CHAPTER_RULES: tuple[Rule, ...] = (has_all_parts, hidden_solutions)
+CHAPTER_RULES: tuple[Rule, ...] = (has_all_parts, hidden_solutions, short_enough)
+TRAPS_RULES: tuple[Rule, ...] = (traps_have_symptoms,)
 
 
 def pages(book: Path = BOOK) -> list[Path]:
@@ -347,7 +383,9 @@ def pages(book: Path = BOOK) -> list[Path]:
 def rules_for(path: Path) -> tuple[Rule, ...]:
     """Return the rules that hold for a page, by its kind and its folder."""
     notebook = NOTEBOOK_RULES if path.suffix == ".ipynb" else ()
-    return PAGE_RULES + notebook + (CHAPTER_RULES if path.parent.name in CHAPTERS else ())
+    if path.parent.name not in CHAPTERS:
+        return PAGE_RULES + notebook
+    return PAGE_RULES + notebook + (TRAPS_RULES if path.stem.endswith(TRAPS) else CHAPTER_RULES)
 
 
 def lint(path: Path) -> list[str]:

@@ -314,6 +314,57 @@ def test_an_unknown_part_and_a_wrong_order_are_found() -> None:
     assert "order" in lint.has_all_parts(swapped)[0].message
 
 
+def test_a_chapter_of_too_many_words_is_found_and_solutions_do_not_count() -> None:
+    long = "word " * lint.MAX_WORDS
+    assert findings(lint.short_enough, prose(long)) == 0
+    assert findings(lint.short_enough, prose(long), code("more")) == 1
+    assert findings(lint.short_enough, prose(long), code("more", tags=["hide-cell"])) == 0
+    start, end = prose("x\n```{solution-start} y"), prose("```{solution-end}\n```")
+    assert findings(lint.short_enough, prose(long[:-100]), start, code(long), end) == 0
+
+
+SYMPTOMS = {
+    "kind": "error",
+    "seen": ["No inf checks"],
+    "means": "Nothing was unscaled.",
+    "words": [],
+}
+
+
+def trap(
+    source: str = "(a-trap)=\n## A trap", cure: str = "1 + 1", **symptoms: Any
+) -> list[NotebookNode]:
+    return [prose(source, symptoms=SYMPTOMS | symptoms), code(cure, tags=["cure"])]
+
+
+def test_symptoms_with_all_they_need_pass() -> None:
+    assert findings(lint.usable_symptoms, *trap(), *trap()) == 0
+    assert findings(lint.traps_have_symptoms, *trap()) == 0
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        trap(kind="odd"),
+        trap(seen=[]),
+        trap(means="no sentence"),
+        trap(more="?"),
+        trap("## A trap without a target"),
+        trap(cure="1\n" * 13),
+        trap(cure="from mpbook.training import train"),
+        trap()[:1],
+        [*trap(), code("1 + 1", tags=["cure"])],
+        [trap()[0], prose("## Another section"), trap()[1]],
+    ],
+)
+def test_symptoms_that_cannot_be_used_are_found(cells: list[NotebookNode]) -> None:
+    assert findings(lint.usable_symptoms, *cells) == 1
+
+
+def test_a_trap_without_symptoms_is_found() -> None:
+    assert findings(lint.traps_have_symptoms, prose("(a)=\n## A trap"), prose("text")) == 1
+
+
 def solution(*, hidden: bool) -> list[NotebookNode]:
     start = "```{solution-start} ex\n" + (":class: dropdown\n" if hidden else "") + "```"
     return [prose(start), code('check("x", 1)'), prose("```{solution-end}\n```")]
