@@ -78,21 +78,21 @@ PROBES = (
         "Is there `torch.backends.cuda.matmul.fp32_precision`, the newer switch of TF32?",
         _new_switch,
         "Use the old switches or the new ones, never both.",
-        ("formats_that_need_less/bf16",),
+        ("formats_that_need_less/bf16_traps",),
     ),
     Probe(
         "tf32-switches-mixed",
         "What does reading `matmul.allow_tf32` give after the newer switch was set?",
         _switches_mixed,
         "Use the old switches or the new ones, never both.",
-        ("formats_that_need_less/bf16",),
+        ("formats_that_need_less/bf16_traps",),
     ),
     Probe(
         "fp32-precision-convolutions",
         'What are cuDNN\'s convolutions set to after `torch.backends.fp32_precision = "ieee"`?',
         _switch_reaches_convolutions,
         "Set `torch.backends.cudnn.conv.fp32_precision` by itself.",
-        ("formats_that_need_less/bf16",),
+        ("formats_that_need_less/bf16_traps",),
     ),
     Probe(
         "cpu-get-capabilities",
@@ -111,6 +111,7 @@ PROBES = (
         "Is there `Tensor.grad_dtype`, by which a gradient is wider than its parameter?",
         _grad_dtype,
         "Nothing.",
+        ("formats_that_need_less/bf16_traps",),
     ),
     Probe(
         "zero-grad",
