@@ -111,9 +111,9 @@ GPU_FORMATS = [
     "float8_e5m2",
     "float4_e2m1fn",
 ]
-# n: native, o: on ordinary units, e: emulated, -: missing, in the order above.  Source: NVIDIA's architecture white
-# papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8 (Ada, Hopper), FP4
-# (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput of instructions.
+# n: native, o: on ordinary units, e: emulated, -: missing, in the order above.  Source: NVIDIA's
+# architecture white papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8
+# (Ada, Hopper), FP4 (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput of instructions.
 GPU_VERDICTS = {
     (5, 3): "noe----",  # Tegra X1
     (6, 0): "noe----",  # P100
@@ -212,6 +212,15 @@ def test_a_cpu_multiplies_float8_by_way_of_float32(dtype: torch.dtype) -> None:
     scaled = torch._scaled_mm(a.t().contiguous(), b, one, one, out_dtype=torch.float32)
     assert torch.equal(scaled, expected) and expected.abs().max() > 4
     assert torch.equal((a.t() @ b).float(), expected.to(dtype).float())
+
+
+@pytest.mark.skipif(
+    not (torch.version.cuda or "").startswith("13."), reason="asks a torch that is built for CUDA 13"
+)
+def test_wheels_for_cuda_13_have_no_kernels_for_a_v100() -> None:
+    """The chapter "Speed: traps" says so, and what to install."""
+    compiled_for = torch._C._cuda_getArchFlags().split()
+    assert "sm_75" in compiled_for and not {"sm_60", "sm_61", "sm_70"} & set(compiled_for)
 
 
 def test_a_cpu_does_not_multiply_float4() -> None:

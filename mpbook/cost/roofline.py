@@ -11,10 +11,10 @@ The two meet at the *ridge*, peak / bandwidth.  Left of it work is memory-bound:
 help because there are fewer bytes, by a factor of two at best from float32 to 16 bits.  Right of it
 work is compute-bound, and narrower numbers help because tensor cores multiply them faster.
 
-It is a model.  The counts are of work whose every operand is read from memory once and every result
-written once, and a card's peak is what its data sheet states.  A real kernel moves more and computes
-at less than its peak, so that a measured point mostly lies below; where a cache still holds the
-operands, or a kernel leaves out what a causal mask hides, it can lie above.
+It is a model.  Every operand is counted as read from memory once and every result as written once,
+and a card's peak is what its data sheet states.  A real kernel moves more and computes at less than
+its peak, so that a measured point mostly lies below; where a cache still holds the operands, or a
+kernel leaves out what a causal mask hides, it can lie above.
 Source: Williams, Waterman and Patterson 2009, "Roofline".
 
 Taught in the chapter "Speed".
