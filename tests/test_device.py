@@ -113,7 +113,8 @@ GPU_FORMATS = [
 ]
 # n: native, o: on ordinary units, e: emulated, -: missing, in the order above.  Source: NVIDIA's
 # architecture white papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8
-# (Ada, Hopper), FP4 (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput of instructions.
+# (Ada, Hopper), FP4 (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput
+# of instructions.
 GPU_VERDICTS = {
     (5, 3): "noe----",  # Tegra X1
     (6, 0): "noe----",  # P100
@@ -215,7 +216,7 @@ def test_a_cpu_multiplies_float8_by_way_of_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(
-    not (torch.version.cuda or "").startswith("13."), reason="asks a torch that is built for CUDA 13"
+    not (torch.version.cuda or "").startswith("13."), reason="needs a torch built for CUDA 13"
 )
 def test_wheels_for_cuda_13_have_no_kernels_for_a_v100() -> None:
     """The chapter "Speed: traps" says so, and what to install."""
