@@ -1,9 +1,10 @@
 """Which device trains, what it can do in each dtype, and how that was found out.
 
-A device may have units for a dtype (*native*), compute in another dtype behind your back
-(*emulated*), or refuse (*missing*).  Documentation, feature flags and what really runs disagree
-more often than one would think: ``torch.cuda.is_bf16_supported()`` is True on a T4, which has no
-bfloat16 units.  So each verdict here carries its evidence.
+A device may multiply matrices of a dtype on units made for that (*native*), or on ordinary units
+that take the dtype (*no tensor cores*); it may compute in another dtype behind your back
+(*emulated*), or not have the dtype at all (*missing*).  Documentation, feature flags and what
+really runs disagree more often than one would think: ``torch.cuda.is_bf16_supported()`` is True on
+a T4, which has no bfloat16 units.  So each verdict here carries its evidence.
 
 A CPU without float16 units multiplies float16 matrices at a hundredth of its float32 speed.
 `matmul_emulation` computes them as a tensor core does, from float16 operands in float32 with one
@@ -22,10 +23,10 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpbook.device_facts import TENSOR_CORES_SINCE
+from mpbook.device_facts import FLOAT16_WITHOUT_TENSOR_CORES, TENSOR_CORES_SINCE
 from mpbook.notebook import Table
 
-Support = Literal["native", "emulated", "missing"]
+Support = Literal["native", "no tensor cores", "emulated", "missing"]
 
 
 def pick(device: str | torch.device | None = None) -> torch.device:
@@ -123,6 +124,9 @@ def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
         reason = f"compute capability {have}; tensor cores for it since {since}"
         if compute_capability >= needed:
             rows.append(Capability(format, "native", reason))
+        elif format == "float16" and compute_capability in FLOAT16_WITHOUT_TENSOR_CORES:
+            units = "ordinary units add and multiply it at twice the rate of float32"
+            rows.append(Capability(format, "no tensor cores", f"{reason}; {units}"))
         else:
             rows.append(Capability(format, *_without_tensor_cores(format, reason)))
     return rows
@@ -134,7 +138,7 @@ def _without_tensor_cores(format: str, reason: str) -> tuple[Support, str]:
     if format == "bfloat16":
         return "emulated", f"{reason}; torch.cuda.is_bf16_supported() says True all the same"
     if format == "tfloat32":
-        return "emulated", f"{reason}; products run in full float32"
+        return "missing", f"{reason}; products run in full float32"
     return "missing", reason
 
 
@@ -142,7 +146,7 @@ def cpu_capabilities(features: frozenset[str]) -> list[Capability]:
     """What a CPU with these instruction sets does in each format."""
     rows = [Capability("float32", "native", "every CPU that torch supports has float32 units")]
     tf32 = "TF32 is a mode of NVIDIA's tensor cores; products run in full float32"
-    rows.append(Capability("tfloat32", "emulated", tf32))
+    rows.append(Capability("tfloat32", "missing", tf32))
     for format, wanted in _CPU_INSTRUCTIONS.items():
         found = sorted(features & wanted)
         if found:
@@ -150,8 +154,10 @@ def cpu_capabilities(features: frozenset[str]) -> list[Capability]:
         else:
             lacks = f"none of {', '.join(sorted(wanted))} in the CPU's features"
             rows.append(Capability(format, "emulated", f"{lacks}; computed by way of float32"))
-    for format in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
-        rows.append(Capability(format, "missing", "torch has no general CPU matrix product in it"))
+    for format in ("float8_e4m3fn", "float8_e5m2"):
+        how = "torch._scaled_mm and @ compute it by way of float32"
+        rows.append(Capability(format, "emulated", how))
+    rows.append(Capability("float4_e2m1fn", "missing", "torch has no CPU matrix product in it"))
     return rows
 
 

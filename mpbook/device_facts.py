@@ -36,6 +36,12 @@ TENSOR_CORES_SINCE: Mapping[str, tuple[int, int]] = {
 
 Source: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities"; PTX ISA, "mma"."""
 
+FLOAT16_WITHOUT_TENSOR_CORES = frozenset({(5, 3), (6, 0), (6, 2)})
+"""Compute capabilities that add and multiply float16 at twice the rate of float32 and have no
+tensor cores: Tegra X1, P100, Tegra X2.  A GTX 10 (6.1) does so at 1/64 of it.
+
+Source: NVIDIA, CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions"."""
+
 
 @dataclass(frozen=True)
 class GpuFacts:

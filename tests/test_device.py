@@ -111,13 +111,17 @@ GPU_FORMATS = [
     "float8_e5m2",
     "float4_e2m1fn",
 ]
-# n: native, e: emulated, -: missing, in the order above.  Source: NVIDIA's architecture white
-# papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8 (Ada, Hopper), FP4
-# (Blackwell).
+# n: native, o: on ordinary units, e: emulated, -: missing, in the order above.  Source: NVIDIA's
+# architecture white papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8
+# (Ada, Hopper), FP4 (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput
+# of instructions.
 GPU_VERDICTS = {
-    (6, 0): "neee---",  # P100
-    (7, 0): "nnee---",  # V100
-    (7, 5): "nnee---",  # T4
+    (5, 3): "noe----",  # Tegra X1
+    (6, 0): "noe----",  # P100
+    (6, 1): "nee----",  # GTX 1080
+    (6, 2): "noe----",  # Tegra X2
+    (7, 0): "nne----",  # V100
+    (7, 5): "nne----",  # T4
     (8, 0): "nnnn---",  # A100
     (8, 6): "nnnn---",  # RTX 3090
     (8, 9): "nnnnnn-",  # L4, RTX 4090
@@ -125,7 +129,7 @@ GPU_VERDICTS = {
     (10, 0): "nnnnnnn",  # B200
     (12, 0): "nnnnnnn",  # RTX 5090
 }
-LETTERS = {"native": "n", "emulated": "e", "missing": "-"}
+LETTERS = {"native": "n", "no tensor cores": "o", "emulated": "e", "missing": "-"}
 SINCE = dict(zip(GPU_FORMATS[1:], ["7.0", "8.0", "8.0", "8.9", "8.9", "10.0"], strict=True))
 
 
@@ -153,6 +157,8 @@ def test_what_a_t4_does_without_bfloat16_units_is_said() -> None:
     assert evidence["float8_e5m2"].endswith("since 8.9")
     pascal = {row.format: row.evidence for row in gpu_capabilities((6, 1))}
     assert pascal["float16"].endswith("products run on float32 or slow units")
+    p100 = {row.format: row.evidence for row in gpu_capabilities((6, 0))}
+    assert p100["float16"].endswith("at twice the rate of float32")
 
 
 CPU_FORMATS = ["float32", "tfloat32", "float16", "bfloat16", *GPU_FORMATS[4:]]
@@ -161,17 +167,17 @@ CPU_FORMATS = ["float32", "tfloat32", "float16", "bfloat16", *GPU_FORMATS[4:]]
 @pytest.mark.parametrize(
     ("features", "verdicts"),
     [
-        (set(), "neee---"),
-        ({"avx2", "avx512f", "f16c", "avx512_vnni"}, "neee---"),
-        ({"avx512f", "avx512_bf16"}, "neen---"),
-        ({"amx_bf16"}, "neen---"),
-        ({"avx512_fp16"}, "nene---"),
-        ({"amx_fp16"}, "nene---"),
-        ({"avx512_bf16", "avx512_fp16", "amx_bf16"}, "nenn---"),  # Sapphire Rapids
-        ({"asimd", "fphp"}, "nene---"),
-        ({"asimd", "asimdhp"}, "nene---"),
-        ({"fp", "asimd", "fphp", "asimdhp", "bf16"}, "nenn---"),  # Graviton 3
-        ({"bf16"}, "neen---"),
+        (set(), "n-eeee-"),
+        ({"avx2", "avx512f", "f16c", "avx512_vnni"}, "n-eeee-"),
+        ({"avx512f", "avx512_bf16"}, "n-enee-"),
+        ({"amx_bf16"}, "n-enee-"),
+        ({"avx512_fp16"}, "n-neee-"),
+        ({"amx_fp16"}, "n-neee-"),
+        ({"avx512_bf16", "avx512_fp16", "amx_bf16"}, "n-nnee-"),  # Sapphire Rapids
+        ({"asimd", "fphp"}, "n-neee-"),
+        ({"asimd", "asimdhp"}, "n-neee-"),
+        ({"fp", "asimd", "fphp", "asimdhp", "bf16"}, "n-nnee-"),  # Graviton 3
+        ({"bf16"}, "n-enee-"),
     ],
 )
 def test_a_cpu_computes_natively_what_it_has_instructions_for(
@@ -192,8 +198,36 @@ def test_a_cpus_verdict_shows_its_evidence() -> None:
     )
     assert "mode of NVIDIA's tensor cores; products run in full float32" in evidence["tfloat32"]
     assert evidence["float32"].endswith("has float32 units")
-    for format in CPU_FORMATS[4:]:
-        assert evidence[format] == "torch has no general CPU matrix product in it"
+    for format in ("float8_e4m3fn", "float8_e5m2"):
+        assert evidence[format] == "torch._scaled_mm and @ compute it by way of float32"
+    assert evidence["float4_e2m1fn"] == "torch has no CPU matrix product in it"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_cpu_multiplies_float8_by_way_of_float32(dtype: torch.dtype) -> None:
+    """The evidence of the two rows above: small whole numbers, whose sums are exact."""
+    a, b = (torch.arange(n).remainder(3).sub(1).view(16, -1).to(dtype) for n in (512, 256))
+    expected = a.float().t() @ b.float()
+    one = torch.ones(())
+    b = b.t().contiguous().t()
+    scaled = torch._scaled_mm(a.t().contiguous(), b, one, one, out_dtype=torch.float32)
+    assert torch.equal(scaled, expected) and expected.abs().max() > 4
+    assert torch.equal((a.t() @ b).float(), expected.to(dtype).float())
+
+
+@pytest.mark.skipif(
+    not (torch.version.cuda or "").startswith("13."), reason="needs a torch built for CUDA 13"
+)
+def test_wheels_for_cuda_13_have_no_kernels_for_a_v100() -> None:
+    """The chapter "Speed: traps" says so, and what to install."""
+    compiled_for = torch._C._cuda_getArchFlags().split()
+    assert "sm_75" in compiled_for and not {"sm_60", "sm_61", "sm_70"} & set(compiled_for)
+
+
+def test_a_cpu_does_not_multiply_float4() -> None:
+    packed = torch.zeros(16, 16, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(NotImplementedError):
+        packed @ packed
 
 
 def test_features_are_what_the_operating_system_and_torch_name(

@@ -1,7 +1,10 @@
 """`claims`: each verdict follows from a run or a record, and says what it rests on."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -83,6 +86,11 @@ def test_every_claim_has_an_id_of_its_own_and_all_are_in_the_ledger():
 def test_a_sentence_is_a_sentence_and_names_its_source():
     for claim in CLAIMS.values():
         assert claim.sentence.endswith(".") and claim.source
+
+
+def test_a_claim_says_that_something_is_so_since_advice_is_neither_true_nor_false():
+    advice = {"Use", "Set", "Keep", "Take", "Write", "Put", "Always", "Never", "Avoid", "Do"}
+    assert [c.id for c in CLAIMS.values() if c.sentence.split()[0] in advice] == []
 
 
 def test_a_ledger_keeps_the_order_that_was_asked_for():
@@ -319,6 +327,16 @@ def switch():
         setattr(module, name, value)
 
 
+def test_one_variable_of_the_environment_turns_tf32_on_for_products_too():
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in decide("tf32-is-on-by-default").why
+    asked = "import torch; print(torch.backends.cuda.matmul.allow_tf32)"
+    for value, expected in (("1", "True"), ("0", "False")):
+        there = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": value}
+        command = [sys.executable, "-c", asked]
+        said = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == expected
+
+
 def test_both_old_spellings_warn():
     assert decide("use-torch-cuda-amp").why.startswith("2 of 2 warn")
     assert not pytorch._is_deprecated(lambda: torch.amp.GradScaler("cpu"))
@@ -344,8 +362,8 @@ def test_tf32_is_read_from_both_switches(switch, products, convolutions, kind):
     verdict = decide("tf32-is-on-by-default")
     on = {True: "on", False: "off"}
     assert verdict.kind == kind
-    assert verdict.why == (
-        f"For matrix products it is {on[products]}, for cuDNN's convolutions {on[convolutions]}."
+    assert verdict.why.startswith(
+        f"For matrix products it is {on[products]}, for cuDNN's convolutions {on[convolutions]};"
     )
 
 
@@ -756,7 +774,11 @@ def test_the_stated_peak_of_an_h100_is_twice_the_dense_one():
     verdict = decide("h100-does-1979-tflops")
     dense = device_facts.dense_peak("NVIDIA H100 80GB HBM3", "bfloat16")
     assert math.isclose(2 * dense, 1979e12)
-    assert verdict.kind == "false" and "dense it is 989.5" in verdict.why
+    assert verdict.kind == "false" and "dense it is 989.5 (989.4 " in verdict.why
+    half_of_1513 = device_facts.dense_peak("NVIDIA H100 PCIe", "bfloat16")
+    assert math.isclose(2 * half_of_1513, 1513e12) and "on PCIe 756.5" in verdict.why
+    tensor_cores, operations, hertz = 4 * 132, 2 * 512, 1.83e9
+    assert math.isclose(tensor_cores * operations * hertz, 989.4e12, rel_tol=1e-4)
     assert verdict.evidence == "NVIDIA's data sheet"
 
 

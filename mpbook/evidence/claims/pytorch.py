@@ -66,7 +66,8 @@ def _same_lists() -> Finding:
 def _tf32() -> Finding:
     products, convolutions = tf32.allowed()
     why = (
-        f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}."
+        f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}; "
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, set in NVIDIA's containers, turns on the first."
     )
     return by_share([products, convolutions]), why
 
@@ -149,7 +150,7 @@ _NOTES = "https://docs.pytorch.org/docs/stable/notes/cuda.html"
 CLAIMS = (
     Claim(
         "use-torch-cuda-amp",
-        "Use torch.cuda.amp.autocast and torch.cuda.amp.GradScaler.",
+        "torch.cuda.amp.autocast and torch.cuda.amp.GradScaler are the calls to write.",
         "[PyTorch 2.2's documentation](https://pytorch.org/docs/2.2/amp.html)",
         exactly(_cuda_amp),
         "recipe/autocast",

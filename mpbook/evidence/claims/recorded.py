@@ -67,9 +67,12 @@ def _doubles_tokens(record: Record) -> Finding:
 
 
 def _h100(evidence: Evidence) -> Verdict:
-    h100 = GPUS["H100 SXM"]
+    h100, pcie = GPUS["H100 SXM"], GPUS["H100 PCIe"].dense_peaks["bfloat16"]
     claimed, dense = 1979e12, h100.dense_peaks["bfloat16"]
-    sheet = f"the data sheet's 1979 is with 2:4 sparsity, and dense it is {dense / 1e12:g}"
+    sheet = (
+        f"the data sheet's 1979 is an SXM board's, with 2:4 sparsity; dense it is "
+        f"{dense / 1e12:g} (989.4 from cores and clock; on PCIe {pcie / 1e12:g})"
+    )
     record = evidence.find("matmul_ladder")
     if record is None or find_gpu(record.provenance.device) is not h100:
         why = f"{sheet[0].upper()}{sheet[1:]}; training is dense."
