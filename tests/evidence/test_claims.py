@@ -267,6 +267,7 @@ def test_what_float16_keeps_below_its_smallest_normal_number():
     why = decide("fp16-underflows-below-6e-5").why
     info = np.finfo(np.float16)
     assert f"{float(info.tiny):.1e}" in why and f"{float(info.smallest_subnormal):.2e}" in why
+    assert "MI200" in why  # not on every device
 
 
 @pytest.mark.parametrize(("last", "kind"), [(2.0**-14, "holds"), (2.0**-30, "false")])
@@ -362,9 +363,26 @@ def test_tf32_is_read_from_both_switches(switch, products, convolutions, kind):
     verdict = decide("tf32-is-on-by-default")
     on = {True: "on", False: "off"}
     assert verdict.kind == kind
-    assert verdict.why.startswith(
-        f"For matrix products it is {on[products]}, for cuDNN's convolutions {on[convolutions]};"
+    assert verdict.why == (
+        f"For matrix products it is {on[products]}, for cuDNN's convolutions {on[convolutions]}."
+        " The environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 turns it on for products "
+        "too; NVIDIA's containers set it."
     )
+
+
+def test_tf32_by_an_environment_variable_is_no_default_of_pytorch(switch, monkeypatch):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    switch(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert decide("tf32-is-on-by-default").kind == "holds when ..."
+
+
+def test_the_environment_variable_turns_tf32_on_for_products():
+    asked = "from mpbook import tf32; print(tf32.allowed())"
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "(True, True)"
 
 
 def test_the_scaler_is_watched_until_it_grows_and_halves():

@@ -19,7 +19,8 @@ def _underflow() -> Finding:
     normal = torch.finfo(torch.float16).tiny
     why = (
         f"{normal:.1e} is the smallest normal number; below it the digits dwindle, and "
-        f"{smallest:.2e} is the smallest number that is not 0."
+        f"{smallest:.2e} is the smallest number that is not 0. The matrix units of AMD's MI200 "
+        "are an exception: they read subnormals as 0."
     )
     return ("holds" if smallest >= 6e-5 else "false"), why
 

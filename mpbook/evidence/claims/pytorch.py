@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,11 +66,16 @@ def _same_lists() -> Finding:
 
 def _tf32() -> Finding:
     products, convolutions = tf32.allowed()
+    overridden = os.environ.get(_TF32_OVERRIDE) == "1"
     why = (
-        f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}; "
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, set in NVIDIA's containers, turns on the first."
+        f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}."
+        f" The environment variable {_TF32_OVERRIDE}=1 turns it on for products too; NVIDIA's "
+        "containers set it."
     )
-    return by_share([products, convolutions]), why
+    return by_share([products and not overridden, convolutions]), why
+
+
+_TF32_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 
 
 def _on(switch: bool) -> str:
