@@ -114,6 +114,14 @@ def defaults(folder: Path) -> Facts:
             "fp16": made.fp16, "tf32": made.tf32, "max_grad_norm": made.max_grad_norm}  # fmt: skip
 
 
+def without_a_gpu(flag: str, folder: Path) -> Facts:
+    """What TrainingArguments say to ``bf16=True`` or ``fp16=True`` where there is no GPU."""
+    from transformers import TrainingArguments
+
+    out = str(folder / "out")
+    return {"says": message_of(lambda: TrainingArguments(output_dir=out, **{flag: True}))}
+
+
 def full_eval(flag: str, folder: Path) -> Facts:
     """The parameters before and after ``evaluate()``, and those that a training after it has."""
     model = loaded_llama(saved_llama(folder), dtype=torch.float32)
@@ -233,6 +241,10 @@ def _questions() -> list[Question]:
         Question("transformers", "load_in_8bit=True", {}, eight_bits),
         Question("transformers", "defaults", {}, defaults),
         Question("transformers", "saved in bfloat16", {}, saved_smaller),
+    ]
+    found += [
+        Question("transformers", "without a GPU", {"flag": flag}, partial(without_a_gpu, flag))
+        for flag in ("bf16", "fp16")
     ]
     found += [
         Question("transformers", "full eval", {"flag": flag}, partial(full_eval, flag))

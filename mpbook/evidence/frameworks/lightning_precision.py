@@ -85,7 +85,15 @@ def sixteen_mixed_on_a_cpu(folder: Path) -> Facts:
     return {"precision": str(runner.precision), "says": said[0] if said else ""}
 
 
+def old_words(_folder: Path) -> Facts:
+    """What became of the words of Lightning 1."""
+    from lightning.fabric.connector import _convert_precision_to_unified_args as converted
+
+    return {str(word): str(converted(word)) for word in (16, "16", "bf16", 32, 64)}
+
+
 QUESTIONS = [
     *(Question("lightning", "training", {"precision": w}, partial(trained, w)) for w in WORDS),
     Question("lightning", "16-mixed on a CPU", {}, sixteen_mixed_on_a_cpu),
+    Question("lightning", "old words", {}, old_words),
 ]
