@@ -16,7 +16,7 @@ THREADS ?= $(or $(OMP_NUM_THREADS),1)
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test exhaustive portability versions lab refresh lint lock clean
+.PHONY: help book pdf read test exhaustive portability versions lab refresh lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ $(STAMP): requirements.txt pyproject.toml
 
 book: $(STAMP) ## Build the HTML and say where it is
 	$(BIN)/python book/_tools/build_html.py
+
+pdf: book ## Print the book into one PDF; wants Chromium
+	$(BIN)/python book/_tools/print_book.py
 
 read: book ## Build the HTML and serve it on localhost
 	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"

@@ -5,7 +5,7 @@
 * Loads the explorers' scripts and style only on pages that hold an explorer.
 * Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
   warns about a picture without one, which fails a build with `-W`.
-* Lets a keyboard reach tables that scroll.
+* Lets a keyboard reach tables that scroll, and names the folds of the contents.
 * Adds buttons that open a notebook in Colab or Binder where the build knows its repository, from
   `MPBOOK_REPOSITORY=OWNER/NAME` in the environment.
 * Drops sphinx-thebe, whose scripts name a CDN and declare the same constants twice, and keeps
@@ -78,6 +78,22 @@ def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, 
         context["body"] = context.get("body", "").replace(html, better)
 
 
+def name_folds(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Give each fold of the contents a name for a screen reader: the theme's is a bare arrow."""
+    make = context.get("generate_toctree_html")
+    if make is None:
+        return
+
+    def named(*arguments: Any, **options: Any) -> Any:
+        contents = make(*arguments, **options)
+        for summary in contents.select("li > details > summary"):
+            if link := summary.find_parent("li").find("a"):
+                summary["aria-label"] = f"Pages of {link.get_text().strip()}"
+        return contents
+
+    context["generate_toctree_html"] = named
+
+
 def drop_mathjax(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
     """Keep MathJax off a page without maths, even if a page below it in the contents has some."""
     if 'class="math ' not in context.get("body", ""):
@@ -147,5 +163,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", quiet_search)
     app.connect("html-page-context", make_accessible)
     app.connect("html-page-context", drop_mathjax, priority=900)
+    app.connect("html-page-context", name_folds, priority=900)
     app.connect("build-finished", write_bundle)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -236,7 +236,10 @@ KINDS = {
     "beta2-is-frozen-in-bf16": "holds",
     "bf16-weight-of-1-is-stuck": "holds",
     "bf16-sums-stop-at-256": "holds when ...",
+    "bf16-reaches-3e75": "false",
+    "float32-sums-prevent-overflow": "false",
     "use-torch-cuda-amp": "false",
+    "cuda-amp-autocast-takes-a-device-type": "false",
     "autocast-means-float16": "holds when ...",
     "autocast-treats-cpu-and-cuda-alike": "false",
     "tf32-is-on-by-default": "holds when ...",
@@ -336,6 +339,20 @@ def test_one_variable_of_the_environment_turns_tf32_on_for_products_too():
         command = [sys.executable, "-c", asked]
         said = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
         assert said.stdout.strip() == expected
+
+
+def test_the_range_of_bfloat16_is_numpy_s_of_float32():
+    assert f"float32 ends at {np.finfo(np.float32).max:.2g}" in decide("bf16-reaches-3e75").why
+
+
+def test_a_product_that_no_float16_holds_is_infinite():
+    why = decide("float32-sums-prevent-overflow").why
+    assert "are 262144 in float32, and inf as a float16" in why
+
+
+def test_an_old_spelling_that_takes_the_argument_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(torch.cuda.amp, "autocast", lambda **options: None)
+    assert decide("cuda-amp-autocast-takes-a-device-type").kind == "holds"
 
 
 def test_both_old_spellings_warn():

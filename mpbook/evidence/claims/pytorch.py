@@ -34,6 +34,19 @@ def _cuda_amp() -> Finding:
     return by_share([not each for each in deprecated]), why
 
 
+def _old_autocast_takes_a_device_type() -> Finding:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.amp.autocast(device_type="cuda", enabled=False)  # type: ignore[call-arg]
+    except TypeError:
+        return "false", (
+            "It raises TypeError: the old spelling has no such argument. "
+            'Write torch.amp.autocast("cuda").'
+        )
+    return "holds", "It accepts the argument."
+
+
 def _default_dtype() -> Finding:
     defaults = {kind: torch.get_autocast_dtype(kind) for kind in ("cuda", "cpu")}
     names = {kind: str(dtype).removeprefix("torch.") for kind, dtype in defaults.items()}
@@ -159,6 +172,13 @@ CLAIMS = (
         "torch.cuda.amp.autocast and torch.cuda.amp.GradScaler are the calls to write.",
         "[PyTorch 2.2's documentation](https://pytorch.org/docs/2.2/amp.html)",
         exactly(_cuda_amp),
+        "recipe/autocast",
+    ),
+    Claim(
+        "cuda-amp-autocast-takes-a-device-type",
+        'from torch.cuda.amp import autocast; autocast(device_type="cuda").',
+        "[javapedia](https://www.javapedia.net/PyTorch-Fundamentals-Interview-Questions/7421)",
+        exactly(_old_autocast_takes_a_device_type),
         "recipe/autocast",
     ),
     Claim(
