@@ -279,7 +279,7 @@ def no_bare_version(page: NotebookNode) -> list[Finding]:
 # --- no link to the top of a long page -----------------------------------------------------------
 
 _PAGE_LINK = re.compile(
-    r"(?<!!)\[(?P<text>[^\]]+)\]\((?:[\w./-]*/)?(?P<page>\w+)\.(?:ipynb|md|html)\)"
+    r"(?<!!)\[(?P<text>[^\]]+)\]\((?:[\w./-]*/)?(?P<page>\w+\.(?:ipynb|md))\)"
     r"|\{(?:doc|ref)\}`(?P<said>[^`<]*?)\s*<?(?:[\w./-]*/)?(?P<place>[\w-]+)>?`"
 )
 _WHOLE_PAGE = re.compile(r"<!--\s*lint:\s*whole page\b(?P<reason>.*?)-->", re.S)
@@ -288,16 +288,18 @@ _TOP = re.compile(r"(?:^\((?P<target>[\w-]+)\)=\s*\n)?^# +(?P<title>.+)$", re.M)
 
 @functools.cache
 def _long_pages(book: Path = BOOK) -> dict[str, set[str]]:
-    """The names by which a link may mean the whole of a long page, by its file and its target."""
-    found = {}
+    """The titles by which a link may mean the whole of a long page, by its file and its target."""
+    found: dict[str, set[str]] = {}
     for path in pages(book):
         page = read(path)
-        top = next((top for _, c in cells(page, "markdown") if (top := _TOP.search(c.source))), None)
+        top = next(
+            (top for _, c in cells(page, "markdown") if (top := _TOP.search(c.source))), None
+        )
         api = any("automodule::" in cell.source for cell in page.cells)
         if top and (api or count_words(page) > MANY_WORDS):
             title = top["title"].replace("`", "").strip()
-            names = {title, title.partition(":")[0]}
-            found |= {path.stem: names, top["target"] or path.stem: names}
+            for name in (path.name, path.stem, top["target"] or path.stem):
+                found.setdefault(name, set()).update({title, title.partition(":")[0]})
     return found
 
 
@@ -314,9 +316,9 @@ def links_to_tops(text: str) -> list[str]:
             continue
         for link in _PAGE_LINK.finditer(paragraph):
             said = " ".join((link["text"] or link["said"] or "").replace("`", "").split())
-            names = _long_pages().get(link["page"] or link["place"])
-            if names and said and said not in names:
-                found.append(f"{said!r} to {link['page'] or link['place']}")
+            place = link["page"] or link["place"]
+            if said and said not in _long_pages().get(place, {said}):
+                found.append(f"{said!r} to {place}")
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import nbformat
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from symptoms import Symptom, plain, symptoms
 
 SCRIPT = "search_sections.js"
@@ -125,7 +126,7 @@ class _Page(HTMLParser):
 
 
 def readable(text: str) -> str:
-    """Return a text with its formulas as one would type them: `2^-24` for `\\(2^{-24}\\)`."""
+    r"""Return a text with its formulas as one would type them: `2^-24` for `\(2^{-24}\)`."""
 
     def typed(match: re.Match[str]) -> str:
         words = re.sub(r"\\([a-zA-Z]+)", lambda found: SIGNS.get(found[1], found[1]), match[1])
@@ -205,7 +206,8 @@ def write_index(app: Sphinx, error: Exception | None) -> None:
 
 def no_other_index(app: Sphinx) -> None:
     """Spare Sphinx its own index, of pages: nothing reads it."""
-    app.builder.search = False
+    if isinstance(app.builder, StandaloneHTMLBuilder):
+        app.builder.search = False
 
 
 def search_page(_app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:

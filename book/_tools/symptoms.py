@@ -30,7 +30,9 @@ KINDS = {
 KEYS = {"kind", "seen", "means", "words"}
 MAX_CURE_LINES = 12
 _HEADING = re.compile(r"(?:\(([\w-]+)\)=\s*\n)?(#{2,4}) +(.+)")
-_MARKED = re.compile(r"\{[\w:]+\}`([^`<]*?)\s*(?:<[^`]*>)?`|`+([^`]+)`+|!?\[([^]]*)\]\([^)]*\)|\*+([^*\s][^*]*)\*+")
+_MARKED = re.compile(
+    r"\{[\w:]+\}`([^`<]*?)\s*(?:<[^`]*>)?`|`+([^`]+)`+|!?\[([^]]*)\]\([^)]*\)|\*+([^*\s][^*]*)\*+"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def problems(page: NotebookNode) -> list[tuple[int, str]]:
 
 
 def plain(text: str) -> str:
-    """Return a sentence without its Markdown: of roles, code, links and emphasis the words alone."""
+    """Return a sentence without its Markdown: of roles, code and links the words alone."""
     return _MARKED.sub(lambda match: next(filter(None, match.groups()), ""), text)
 
 

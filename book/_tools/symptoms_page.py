@@ -1,7 +1,7 @@
-"""The directive `{symptoms}`: every symptom that the book's notebooks carry, by kind, with its cure.
+"""The directive `{symptoms}`: every symptom that the notebooks carry, by kind, with its cure.
 
-The page is made from the notebooks at each build, so it cannot say something else than they do.
-Without a script it is complete; `symptoms.js` adds a box that leaves the entries with the words typed.
+The page is made from the notebooks at each build, so it cannot say something else than they do. It
+is complete without a script; `symptoms.js` adds a box that leaves the entries with what is typed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Symptoms(SphinxDirective):
         listed = nodes.bullet_list(classes=["mp-kinds"])
         for kind, those in kinds.items():
             link = nodes.reference("", KINDS[kind], refid=f"symptoms-{kind}", internal=True)
-            listed += nodes.list_item("", nodes.paragraph("", "", link, nodes.Text(f" ({len(those)})")))
+            listed += nodes.list_item(
+                "", nodes.paragraph("", "", link, nodes.Text(f" ({len(those)})"))
+            )
         return listed
 
     def _kind(self, kind: str, those: Iterable[Symptom]) -> nodes.Node:
@@ -74,10 +76,14 @@ class Symptoms(SphinxDirective):
         first, *others = symptom.seen
         entry += nodes.title("", "", *self._seen(symptom.kind, first))
         if others:
-            entry += nodes.bullet_list("", *self._variants(symptom.kind, others), classes=["mp-seen"])
+            entry += nodes.bullet_list(
+                "", *self._variants(symptom.kind, others), classes=["mp-seen"]
+            )
         entry += nodes.paragraph("", "", *self._inline(symptom.means))
         entry += nodes.literal_block(symptom.cure, symptom.cure, language="python")
-        entry += nodes.paragraph("", "", nodes.Text("Why, and the cells that prove it: "), self._proof(symptom))
+        entry += nodes.paragraph(
+            "", "", nodes.Text("Why, and the cells that prove it: "), self._proof(symptom)
+        )
         entry += hidden(" ".join([*symptom.words, plain(symptom.title)]))
         return entry
 
@@ -105,7 +111,9 @@ class Symptoms(SphinxDirective):
         return link
 
 
-def load_filter(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _: object) -> None:
+def load_filter(
+    app: Sphinx, _page: str, _template: str, context: dict[str, Any], _: object
+) -> None:
     """Load the box's script on the page that has the box, and on no other."""
     if FILTER in context.get("body", ""):
         app.add_js_file(SCRIPT, loading_method="defer")
