@@ -5,7 +5,7 @@
 * Loads the explorers' scripts and style only on pages that hold an explorer.
 * Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
   warns about a picture without one, which fails a build with `-W`.
-* Lets a keyboard reach tables that scroll.
+* Lets a keyboard reach tables that scroll, and names the arrows of the contents.
 * Adds buttons that open a notebook in Colab or Binder where the build knows its repository, from
   `MPBOOK_REPOSITORY=OWNER/NAME` in the environment.
 * Drops sphinx-thebe, whose scripts name a CDN and declare the same constants twice, and keeps
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, 
     """Mend the page's HTML where axe finds it wanting."""
     for html, better in ACCESSIBLE.items():
         context["body"] = context.get("body", "").replace(html, better)
+
+
+def name_toggles(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Give the arrows that unfold the contents a name: the page whose own pages they show."""
+    made = context["generate_toctree_html"]
+    closed = r">(?P<title>[^<]+)</a>(?P<open><details[^>]*>)<summary>"
+
+    def named(*arguments: Any, **options: Any) -> str:
+        label = r'>\g<title></a>\g<open><summary aria-label="Pages below \g<title>">'
+        return re.sub(closed, label, str(made(*arguments, **options)))
+
+    context["generate_toctree_html"] = named
 
 
 def drop_mathjax(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
@@ -138,6 +151,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", add_alt_texts)
     app.connect("html-page-context", load_explorers)
     app.connect("html-page-context", make_accessible)
+    app.connect("html-page-context", name_toggles, priority=900)
     app.connect("html-page-context", drop_mathjax, priority=900)
     app.connect("build-finished", write_bundle)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

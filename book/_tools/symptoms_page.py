@@ -32,6 +32,7 @@ def carried(env: BuildEnvironment) -> list[Symptom]:
         for source in sources
         if source.suffix == ".ipynb"
         for symptom in symptoms(nbformat.read(source, as_version=4))
+        if symptom.seen and symptom.target  # the lint says what is wrong with another
     ]
     return sorted(found, key=lambda symptom: re.sub(r"\W+", " ", symptom.seen[0]).strip().lower())
 
@@ -95,7 +96,8 @@ class Symptoms(SphinxDirective):
         """What is seen: a message as code, anything else as the sentence that it is."""
         if "`" not in seen and (kind == "error" or _MESSAGE.search(seen)):
             return [nodes.literal(seen, seen)]
-        return self._inline(seen)
+        # Word for word: straight quotes stay straight.
+        return [nodes.inline("", "", *self._inline(seen), support_smartquotes=False)]
 
     def _inline(self, text: str) -> list[nodes.Node]:
         parsed, messages = self.state.inline_text(text, self.lineno)

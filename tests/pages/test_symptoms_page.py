@@ -28,7 +28,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
     "b-nan": {
         "kind": "nan",
-        "seen": ["The loss is NaN in fp16"],
+        "seen": ['The loss is NaN with "fp16"'],
         "means": "An activation is beyond 65504.",
         "words": ["OOM"],
     },
@@ -96,6 +96,10 @@ def test_an_entry_has_what_is_seen_what_it_means_the_lines_and_the_proof(built: 
     assert "No gradient was unscaled: see update and the other one." in text
     assert 'class="highlight-python' in entry and CURE in text
     assert 'href="traps.html#a-no-checks"' in entry and "Section a-no-checks" in text
+
+
+def test_a_symptom_is_shown_word_for_word(built: str) -> None:
+    assert 'The loss is NaN with "fp16"' in words(built)
 
 
 def test_kinds_come_in_their_order_and_entries_by_the_alphabet(built: str) -> None:
