@@ -306,8 +306,8 @@ def _long_pages(book: Path = BOOK) -> dict[str, set[str]]:
 def links_to_tops(text: str) -> list[str]:
     """Return the links of a Markdown text that land on the top of a long page and mean a section.
 
-    A link means the whole page if its text is the page's title, or the title up to its colon. Where
-    another text is to mean it, the paragraph says so: `<!-- lint: whole page: WHY -->`.
+    A link means the whole page if its text is the page's title, or the title up to its colon, or
+    says "chapter" or "page"; else the paragraph says so: `<!-- lint: whole page: WHY -->`.
     """
     found = []
     for paragraph in _paragraphs(text):
@@ -317,7 +317,8 @@ def links_to_tops(text: str) -> list[str]:
         for link in _PAGE_LINK.finditer(paragraph):
             said = " ".join((link["text"] or link["said"] or "").replace("`", "").split())
             place = link["page"] or link["place"]
-            if said and said not in _long_pages().get(place, {said}):
+            whole = not said or re.search(r"\b(?:chapter|page)s?\b", said)
+            if not whole and said not in _long_pages().get(place, {said}):
                 found.append(f"{said!r} to {place}")
     return found
 

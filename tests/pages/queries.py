@@ -45,30 +45,28 @@ QUERIES: dict[str, set[str]] = {
     },
     # Autocast, and the names that other libraries give it.
     "RuntimeError: expected scalar type Half but found Float": {
-        "expected-scalar-type-half-but-found-float-mat1-and-mat2-must-have-the-same-dtype",
+        "autocast-half-but-found-float",
     },
     "mat1 and mat2 must have the same dtype, but got Float and BFloat16": {
-        "expected-scalar-type-half-but-found-float-mat1-and-mat2-must-have-the-same-dtype",
+        "autocast-half-but-found-float",
         "formats-mat1-mat2",
     },
     "binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast": {
-        "bceloss-is-unsafe-to-autocast",
+        "autocast-bceloss",
     },
     "FutureWarning: `torch.cuda.amp.autocast(args...)` is deprecated": {
-        "torch-cuda-amp-autocast-is-deprecated",
+        "torch-cuda-amp",
     },
-    "autocast no_grad memory leak evaluation": {"memory-grows-during-validation"},
-    "custom_fwd custom_bwd autograd.Function amp": {"a-custom-autograd-function"},
-    "fully_shard MixedPrecisionPolicy param_dtype": {
-        "and-with-torch-compile-ddp-fsdp-flashattention",
-    },
+    "autocast no_grad memory leak evaluation": {"autocast-validation-memory"},
+    "custom_fwd custom_bwd autograd.Function amp": {"autocast-custom-function"},
+    "fully_shard MixedPrecisionPolicy param_dtype": {"autocast-fsdp2"},
     "all-reduce gradients in fp16 DDP": {
         "ls-gpus",
-        "and-with-torch-compile-ddp-fsdp-flashattention",
+        "autocast-ddp",
     },
-    "model.bfloat16() together with autocast": {"may-i-call-model-bfloat16-as-well"},
-    "BatchNorm running_mean half": {"batchnorm-do-my-running-statistics-become-16-bit"},
-    "cross_entropy under AMP float32 or half?": {"cross-entropy"},
+    "model.bfloat16() together with autocast": {"autocast-bfloat16-model"},
+    "BatchNorm running_mean half": {"autocast-batch-norm"},
+    "cross_entropy under AMP float32 or half?": {"cuda-cross-entropy"},
     "torch_dtype=torch.bfloat16 or bf16=True": {"fw-two-by-two"},
     "TrainingArguments(fp16=True)": {"fw-two-by-two", "mw-loaded"},
     # Formats and sums.
@@ -77,7 +75,6 @@ QUERIES: dict[str, set[str]] = {
     "fp16 underflow 6e-5": {"formats-subnormals"},
     "value cannot be converted to type at::Half without overflow": {
         "mask-value",
-        "a-mask-of-1e9-in-float16",
     },
     "TypeError: Got unsupported ScalarType BFloat16": {
         "bf16-numpy",
@@ -143,4 +140,15 @@ QUERIES: dict[str, set[str]] = {
         "ls-no-checks",
         "ls-no-checks-update",
     },
+    # One word.
+    "fp16": {"term-float16", "same-name-float16"},
+    "AMP": {"autocast", "autocast-recipe"},
+    "OOM": {"memory-recipe", "memory-second-step"},
+    "24GB": {"memory-24-gb"},
+    "448": {"formats-overflow"},
+    "FSDP2": {"autocast-fsdp2"},
+    "RL": {"bf16-rl"},
+    "bf16=True": {"fw-two-by-two"},
+    "torch_dtype": {"fw-two-by-two"},
+    "load_in_8bit": {"fw-load-in-8bit"},
 }

@@ -131,7 +131,7 @@
   // How much better a section is for holding what was typed word for word, or being what was typed.
   function literally(section, query) {
     const said = [section.title, ...(section.seen ?? [])];
-    if (same(meaning(section.title), meaning(query))) return 2;
+    if (same(meaning(section.title), meaning(query))) return 4;
     if (said.some((text) => words(text).length > 1 && within(text, query))) return 2;
     return words(query).length > 1 && said.some((text) => within(query, text)) ? 1.6 : 1;
   }
