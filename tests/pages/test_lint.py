@@ -139,7 +139,7 @@ def test_output_pictures_need_alt_text_from_their_output_or_their_cell() -> None
         "[Loss scaling](../recipe/loss_scaling.ipynb) is a chapter.",
         "Traps have [a page of their own](loss_scaling.ipynb) beside {doc}`the chapter <memory>`.",
         "[Memory](memory.ipynb), and {doc}`Memory: where every byte goes <memory>`.",
-        "[it](../recipe/loss_scaling.ipynb#ls-window), {ref}`a scale <ls-window>`, {ref}`ls-why`",
+        "[windows](#ls-window), {ref}`a scale <ls-window>`, {ref}`ls-why`",
         "[The entries](../reference/bibliography.md) are few. [So](https://a.b/memory.html).",
         "Go on with [rounding](rounding_and_sums.ipynb).\n<!-- lint: whole page: the next one -->",
     ],
