@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,6 @@ def load_explorers(app: Sphinx, _page: str, _template: str, context: Context, _:
         app.add_css_file("explorers.css")
         app.add_js_file(BUNDLE)
         app.add_js_file("mount.js")
-
-
-def quiet_search(app: Sphinx, page: str, _template: str, _context: Context, _: object) -> None:
-    """Search from disk without excerpts: a page opened from disk may not read another one."""
-    if page == "search":
-        option = "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY"
-        app.add_js_file(None, body=f'if (location.protocol === "file:") {option} = false;')
 
 
 def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
@@ -160,7 +154,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_launch_buttons)
     app.connect("doctree-read", add_alt_texts)
     app.connect("html-page-context", load_explorers)
-    app.connect("html-page-context", quiet_search)
     app.connect("html-page-context", make_accessible)
     app.connect("html-page-context", drop_mathjax, priority=900)
     app.connect("html-page-context", name_folds, priority=900)
