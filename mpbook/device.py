@@ -57,27 +57,38 @@ def _check_gpu(device: torch.device) -> None:
         raise RuntimeError(f'device="{device}": the last CUDA GPU here is "cuda:{last}"')
 
 
-def compiled(function: Callable[..., Any], *, fullgraph: bool = False) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any],
+    *,
+    fullgraph: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
     """`torch.compile`, with code from its cache only if it was made for this CPU's vectors.
 
     Inductor keeps the C++ that it generates (in ``TORCHINDUCTOR_CACHE_DIR``) under a key that has
     the settings in it and not the width of the vectors.  Where machines share that folder, one with
     AVX2 is given code for the 16 lanes of AVX-512: a cross-entropy of 6.69 once came
     out as 6.04 without a word, or the process dies.  Here the width is one of the settings.
+
+    Args:
+        function: a function or a module.
+        fullgraph: raise where the function cannot be compiled as a whole.
+        options: more of Inductor's settings, such as ``emulate_precision_casts``.
     """
-    return torch.compile(function, fullgraph=fullgraph, options=_vector_width())
+    settings = {**_vector_width(), **(options or {})}
+    return torch.compile(function, fullgraph=fullgraph, options=settings or None)
 
 
-def _vector_width() -> dict[str, str | int | bool | Callable[..., Any]] | None:
-    """The setting that names it; None where no C++ compiler makes any."""
+def _vector_width() -> dict[str, Any]:
+    """The setting that names it; none where no C++ compiler makes any."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa  # heavy: torch imports it as late
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         bits = pick_vec_isa().bit_width()
     except InvalidCxxCompiler:  # the first call says so, if it is for a CPU
-        return None
-    return {"cpp.simdlen": bits} if bits else None
+        return {}
+    return {"cpp.simdlen": bits} if bits else {}
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,7 @@ KINDS = {
     "cuda-amp-autocast-takes-a-device-type": "false",
     "autocast-means-float16": "holds when ...",
     "autocast-treats-cpu-and-cuda-alike": "false",
+    "autocast-runs-cross-entropy-in-float32": "holds when ...",
     "tf32-is-on-by-default": "holds when ...",
     "grad-scaler-65536-2000": "holds",
     "mixed-precision-stores-16-bit-weights": "false",

@@ -77,6 +77,23 @@ def _same_lists() -> Finding:
     return by_share([not differing]), why
 
 
+def _cross_entropy() -> Finding:
+    chosen = [operator for operator in OPERATORS if operator.name == "cross_entropy"]
+    seen = {
+        kind: measure_policy(kind, torch.bfloat16, tensors="fake", operators=chosen)
+        .of("cross_entropy")
+        .on("bfloat16")
+        .rounded_to
+        for kind in ("cpu", "cuda")
+    }
+    why = (
+        f"Of bfloat16 logits its kernels return {' and '.join(seen['cpu'])} on a CPU and "
+        f"{' and '.join(seen['cuda'])} on CUDA, where the log-probabilities are rounded; "
+        "write cross_entropy(logits.float(), targets)."
+    )
+    return by_share([rounded == ("float32",) for rounded in seen.values()]), why
+
+
 def _tf32() -> Finding:
     products, convolutions = tf32.allowed()
     overridden = os.environ.get(_TF32_OVERRIDE) == "1"
@@ -194,6 +211,13 @@ CLAIMS = (
         "often taken for granted",
         exactly(_same_lists),
         "recipe/autocast",
+    ),
+    Claim(
+        "autocast-runs-cross-entropy-in-float32",
+        "Inside autocast, cross_entropy runs in float32.",
+        "[PyTorch's list for CUDA](https://docs.pytorch.org/docs/stable/amp.html)",
+        exactly(_cross_entropy),
+        "recipe/autocast_traps",
     ),
     Claim(
         "tf32-is-on-by-default",
