@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
