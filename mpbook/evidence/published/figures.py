@@ -146,8 +146,8 @@ class Figures:
 def published(**chosen: Any) -> Figures:
     """The published figures, all or those that agree with `Figures.where`'s arguments.
 
-    >>> published(claim="2x-batch").summary().caption
-    'published: 34 figures, 3 sources, median 2.00'
+    >>> published(claim="2x-batch", generation="Volta").summary().caption
+    'published: 15 figures, 2 sources, median 2.00'
     """
     return Figures(load()).where(**chosen)
 
