@@ -18,8 +18,9 @@ FIELDS: dict[str, Callable[[Measurement], Any]] = {
     "baseline": lambda figure: figure.baseline,
     "precision": lambda figure: figure.precision,
     "generation": lambda figure: figure.generation,
+    "kind_of_model": lambda figure: figure.kind_of_model,
     "source": lambda figure: figure.source,
-    "kind": lambda figure: SOURCES[figure.source].kind,
+    "kind_of_source": lambda figure: SOURCES[figure.source].kind,
     "year": lambda figure: figure.year,
 }
 """What figures are selected and grouped by."""
@@ -70,8 +71,8 @@ class Figures:
             model: a regular expression that occurs in the model's name, whatever the case.
             hardware: the same for the GPU's.
             **chosen: a value of `FIELDS`, or several in a tuple, list or set: ``claim``,
-                ``quantity``, ``baseline``, ``precision``, ``generation``, ``source``, ``kind``
-                (of source), ``year``.
+                ``quantity``, ``baseline``, ``precision``, ``generation``, ``kind_of_model``,
+                ``source``, ``kind_of_source``, ``year``.
 
         Raises:
             ValueError: a field that figures do not have, or a value that none of them has.

@@ -80,13 +80,23 @@ class Measurement:
 
     @property
     def precision(self) -> str:
-        """The class of ``precision_b``: ``"mixed"``, ``"16-bit weights"``, ``"8 bits"``, ..."""
+        """The class of ``precision_b``: ``"mixed"``, ``"16-bit weights"``, ``"8 bits"``, ...
+
+        ``"compiled"`` where the code is compiled and the baseline's is not.
+        """
+        if "eager" in (self.precision_a or "") and "compile" in self.precision_b:
+            return "compiled"
         return reading.precision(self.precision_b)
 
     @property
     def generation(self) -> str:
         """The GPU's generation, empty where the source names none."""
         return reading.generation(self.hardware)
+
+    @property
+    def kind_of_model(self) -> str:
+        """``"Transformers"``, ``"convolutional nets"``, ... or ``"single layers"``."""
+        return reading.kind_of_model(self.model)
 
     @property
     def year(self) -> int | None:

@@ -50,6 +50,20 @@ _GENERATIONS: Patterns = (
 GENERATIONS = tuple(name for _, name in _GENERATIONS)
 """The generations of GPUs, oldest first; AMD's stand last."""
 
+_MODELS: Patterns = (
+    (r"matrix product|matmul|^MLP of|one large Dense layer", "single layers"),
+    (r"GNMT|Jasper|WaveGlow|Tacotron|FastPitch|HiFi-GAN|wav2vec", "speech and recurrent nets"),
+    (r"NCF|DLRM|graph", "other nets"),
+    (
+        r"ResN[eE]X?t|EfficientNet|EfficientDet|SSD|R-CNN|VGG|DenseNet|U-Net|RetinaNet|FCN|PSPNet",
+        "convolutional nets",
+    ),
+    (
+        r"BERT|GPT|GLM|OPT|BLOOM|Transformer|Llama|MPT|BART|Qwen|Mixtral|DeepSeek|ViT|Swin|"
+        r"speedrun",
+        "Transformers",
+    ),
+)
 _UNITS: Patterns = (
     (r"\((higher|lower) is better\)$", "quality"),
     (r"^batch |batch that fits", "batch"),
@@ -117,6 +131,15 @@ def less_is_faster(unit: str) -> bool:
     (True, False)
     """
     return _TIMES.match(unit) is not None
+
+
+def kind_of_model(model: str) -> str:
+    """The kind of a model: convolutional nets, Transformers, ..., or single layers.
+
+    >>> kind_of_model("ResNet50 v1.5, ImageNet, 90 epochs")
+    'convolutional nets'
+    """
+    return first_match(model, _MODELS, what="model")
 
 
 def year(date: str | None, software: str | None) -> int | None:
