@@ -37,17 +37,30 @@ def test_a_variant_runs_files_that_are_there(name):
         assert (portability.ROOT / path).exists(), path
 
 
-def test_a_torch_can_be_made_to_call_itself_another_build():
+def in_a_cuda_build(code):
+    """What a Python says on stdout and stderr whose torch calls itself +cu130."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(portability.SHIMS), os.environ.get("PYTHONPATH", "")]),
         "MPBOOK_TORCH_BUILD": "cu130",
     }
-    said = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"],
-        env=environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def test_a_torch_can_be_made_to_call_itself_another_build():
+    said, _ = in_a_cuda_build("import torch; print(torch.__version__, torch.version.cuda)")
     version, cuda = said.split()
     assert version.endswith("+cu130") and version.count("+") == 1 and cuda == "13.0"
+
+
+def test_a_build_for_cuda_without_triton_counts_operations_in_silence():
+    said = in_a_cuda_build(
+        "import torch; from mpbook.cost.measure import count_flops; import mpbook.training\n"
+        "print(count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)))"
+    )
+    assert said == ("60\n", "")
 
 
 def items(path, count, *, parent=None):

@@ -10,6 +10,7 @@ every reading is kept: a median without its spread says nothing.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,22 @@ def count_flops(function: Callable[[], Any]) -> int:
     addition count as two, everything elementwise as none, and causal attention as if it were full.
     Torch counts nothing for the fused attention of a CPU.
     """
+    with _without_triton_in_silence():
+        from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as counter:
         function()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _without_triton_in_silence() -> Iterator[None]:
+    """A build for CUDA that has no Triton, as on Windows, says on stderr that it counts none."""
+    logger = logging.getLogger("torch.utils.flop_counter")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def utilisation(flops: float, seconds: float, peak: float) -> float:
