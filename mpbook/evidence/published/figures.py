@@ -44,12 +44,8 @@ class Summary:
     @property
     def caption(self) -> str:
         """How a ledger names this evidence."""
-        return f"published: {self.counts}, median {self.median:.2f}"
-
-    @property
-    def counts(self) -> str:
-        """How many figures, of how many sources."""
-        return f"{_plural(self.figures, 'figure')}, {_plural(self.sources, 'source')}"
+        what = f"{_plural(self.figures, 'figure')}, {_plural(self.sources, 'source')}"
+        return f"published: {what}, median {self.median:.2f}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +95,12 @@ class Figures:
     def ratios(self) -> list[float]:
         """The ratios, of those that have one."""
         return [figure.ratio for figure in self if figure.ratio is not None]
+
+    @property
+    def counts(self) -> str:
+        """How many figures with a ratio, of how many sources, as "22 figures, 2 sources"."""
+        sources = {figure.source for figure in self if figure.ratio is not None}
+        return f"{_plural(len(self.ratios), 'figure')}, {_plural(len(sources), 'source')}"
 
     def share(self, holds: Callable[[float], bool]) -> float:
         """The share of the ratios for which a condition holds.

@@ -59,7 +59,7 @@ def _groups(figures: Figures) -> dict[tuple[str, str], Figures]:
 
 
 def _label(generation: str, baseline: str, group: Figures) -> str:
-    return f"{generation or 'GPU not named'}, over {baseline}\n{group.summary().counts}"
+    return f"{generation or 'GPU not named'}, over {baseline}\n{group.counts}"
 
 
 def _draw_group(axes: Axes, row: int, group: Figures, colour: str) -> None:

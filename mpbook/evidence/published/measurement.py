@@ -69,6 +69,11 @@ class Measurement:
         return self.value_a / self.value_b if faster else self.value_b / self.value_a
 
     @property
+    def difference(self) -> float | None:
+        """How far B lies from A, relative to A, from the values and not from the rounded ratio."""
+        return None if self.value_a is None else self.value_b / self.value_a - 1
+
+    @property
     def quantity(self) -> Quantity:
         """What is compared: speed, memory, batch, quality, a peak, or nothing (a count)."""
         return "peak" if self.baseline == "data sheet" else reading.quantity(self.unit)
