@@ -11,9 +11,12 @@ Taught in "Claims on trial" and "GPT-2: a famous claim on trial".
 
 from __future__ import annotations
 
-from mpbook.evidence.published.figures import Figures, Summary, published
+from mpbook.evidence.published.figures import Figures, Summary, published, summaries
 from mpbook.evidence.published.forest import forest
 from mpbook.evidence.published.measurement import Measurement, load
 from mpbook.evidence.published.sources import SOURCES, Source
 
-__all__ = ["SOURCES", "Figures", "Measurement", "Source", "Summary", "forest", "load", "published"]
+__all__ = [
+    "SOURCES", "Figures", "Measurement", "Source", "Summary", "forest", "load", "published",
+    "summaries",
+]  # fmt: skip

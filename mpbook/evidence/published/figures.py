@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,14 +132,13 @@ class Figures:
         )  # fmt: skip
 
     def table(self, by: str = "generation", *, caption: str = "") -> Table:
-        """One row for each group of a field: figures, sources and ratios.
+        """`summaries` of the groups by a field.
 
         Raises:
             ValueError: a field that figures do not have, or two baselines in one group.
         """
-        header = [by, "figures", "sources", "lowest", "median", "highest", "one vote a source"]
-        rows = [_summary_row(str(name), group) for name, group in self.by(by).items()]
-        return Table(header, [row for row in rows if row], caption=caption)
+        groups = {str(name) or "not named": group for name, group in self.by(by).items()}
+        return summaries(groups, by=by.replace("_", " "), caption=caption)
 
     def _repr_markdown_(self) -> str:
         head = "| GPU | model | from | to | ratio | source | note |\n|---|---|---|---|---|---|---|"
@@ -171,13 +170,25 @@ def _field(name: str) -> Callable[[Measurement], Any]:
     return FIELDS[name]
 
 
-def _summary_row(name: str, group: Figures) -> list[Any]:
-    """A group's row; empty for a group in which nothing is compared."""
-    if not group.ratios:
-        return []
-    found = group.summary()
-    ratios = (found.low, found.median, found.high, found.one_vote)
-    return [name or "not named", found.figures, found.sources, *(f"{r:.2f}" for r in ratios)]
+def summaries(groups: Mapping[str, Figures], *, by: str, caption: str = "") -> Table:
+    """One row for each group in which something is compared: figures, sources and ratios.
+
+    Args:
+        groups: by the name of their row.
+        by: what the names are, the head of their column.
+        caption: what the ratios are of.
+
+    Raises:
+        ValueError: two baselines, or two quantities, in one group.
+    """
+    header = [by, "figures", "sources", "lowest", "median", "highest", "one vote a source"]
+    rows: list[list[Any]] = []
+    for name, group in groups.items():
+        if group.ratios:
+            found = group.summary()
+            ratios = (found.low, found.median, found.high, found.one_vote)
+            rows.append([name, found.figures, found.sources, *(f"{r:.2f}" for r in ratios)])
+    return Table(header, rows, caption=caption)
 
 
 def _listed(figure: Measurement) -> str:
