@@ -81,7 +81,6 @@ def test_a_gpu_trains_if_there_is_one() -> None:
     assert pick("cpu") == CPU
 
 
-@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.usefixtures("one_gpu")
 def test_sizes_follow_the_device_unless_a_rehearsal_asks_for_a_cpus(
     monkeypatch: pytest.MonkeyPatch,
@@ -95,6 +94,7 @@ def test_sizes_follow_the_device_unless_a_rehearsal_asks_for_a_cpus(
         sized(cpu=8, gpu=32)
 
 
+@pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_cuda_without_a_gpu_is_refused(device: Any) -> None:
     for function in (pick, capabilities, table, name):
