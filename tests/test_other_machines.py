@@ -14,7 +14,10 @@ import pytest
 import random_order
 import rehearse
 import suite_runs
+import torch
 import versions
+
+from mpbook.evidence.versions import release
 
 
 @pytest.mark.parametrize(
@@ -140,8 +143,12 @@ def test_names_that_nobody_knows_are_refused():
         suite_runs.choose("a,c", ["a", "b"])
 
 
-needs_a_compiler_on_linux = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None, reason="the stand-in needs g++ on Linux"
+needs_what_the_stand_in_needs = pytest.mark.skipif(
+    sys.platform != "linux"
+    or shutil.which("g++") is None
+    or torch.version.cuda is not None
+    or f"torch=={release()}" not in versions.LOCK.read_text("utf-8").splitlines(),
+    reason="the stand-in needs Linux, g++ and the lock's torch, built without CUDA",
 )
 
 ON_A_GPU = """
@@ -163,7 +170,7 @@ except RuntimeError as error:
 """
 
 
-@needs_a_compiler_on_linux
+@needs_what_the_stand_in_needs
 @pytest.mark.parametrize("gpu", rehearse.GPUS)
 def test_the_stand_in_is_a_cuda_device_with_cudas_rules(gpu):
     done = subprocess.run(

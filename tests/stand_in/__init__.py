@@ -8,8 +8,8 @@ the padded logsumexp of attention are CUDA's too.
 
 Not stood in for: the rounding of CUDA's kernels, atomic additions, streams, speed, the workspaces
 of cuBLAS, and the compiler (``torch.compile`` returns its argument: a dispatch mode that is active
-everywhere and the compiler do not go together).  It needs Linux, g++ and torch's headers, and the
-torch of the lock.
+everywhere and the compiler do not go together).  It needs Linux, g++, and the lock's torch, built
+without CUDA.
 
 Importing this package installs the device; it must come before torch.  `rehearse` does that in
 every Python that it starts, by ``sitecustomize.py`` in the folder ``another_machine``.
