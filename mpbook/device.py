@@ -14,11 +14,12 @@ rounding at the end, and says so.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +28,7 @@ from mpbook.device_facts import FLOAT16_WITHOUT_TENSOR_CORES, TENSOR_CORES_SINCE
 from mpbook.notebook import Table
 
 Support = Literal["native", "no tensor cores", "emulated", "missing"]
+T = TypeVar("T")
 
 
 def pick(device: str | torch.device | None = None) -> torch.device:
@@ -47,6 +49,24 @@ def pick(device: str | torch.device | None = None) -> torch.device:
     if chosen.type == "cuda":
         _check_gpu(chosen)
     return chosen
+
+
+def sized(*, cpu: T, gpu: T, device: str | torch.device | None = None) -> T:
+    """What fits the device: one value for a CPU, another for a GPU.
+
+    A chapter that shrinks its model on a CPU takes its sizes through here, so that a rehearsal of a
+    GPU on a CPU (`make rehearse`) can ask for the CPU's sizes everywhere: ``MPBOOK_SIZES=cpu``.
+
+    Raises:
+        ValueError: ``MPBOOK_SIZES`` says something else.
+
+    >>> sized(cpu=8, gpu=32, device="cpu")
+    8
+    """
+    asked = os.environ.get("MPBOOK_SIZES", "device")
+    if asked not in ("device", "cpu"):
+        raise ValueError(f'MPBOOK_SIZES={asked!r}: expected "device" or "cpu"')
+    return gpu if asked == "device" and pick(device).type == "cuda" else cpu
 
 
 def _check_gpu(device: torch.device) -> None:

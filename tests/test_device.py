@@ -28,6 +28,7 @@ from mpbook.device import (
     matmul_emulation,
     name,
     pick,
+    sized,
     table,
 )
 from mpbook.models import CNN, GPT, GPTConfig
@@ -78,6 +79,19 @@ def test_a_gpu_trains_if_there_is_one() -> None:
     assert pick() == pick("cuda") == CUDA
     assert pick("cuda:0") == torch.device("cuda:0")
     assert pick("cpu") == CPU
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_sizes_follow_the_device_unless_a_rehearsal_asks_for_a_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPBOOK_SIZES", raising=False)
+    assert sized(cpu=8, gpu=32) == 32 and sized(cpu=8, gpu=32, device="cpu") == 8
+    monkeypatch.setenv("MPBOOK_SIZES", "cpu")
+    assert sized(cpu=8, gpu=32) == 8
+    monkeypatch.setenv("MPBOOK_SIZES", "small")
+    with pytest.raises(ValueError, match="MPBOOK_SIZES='small'"):
+        sized(cpu=8, gpu=32)
 
 
 @pytest.mark.usefixtures("no_gpu")

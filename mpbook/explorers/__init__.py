@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
     from mpbook.explorers.memory_explorer import MemoryExplorer
+    from mpbook.explorers.published_explorer import PublishedExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
     from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
@@ -20,6 +21,7 @@ __all__ = [
     "FloatExplorer",
     "LossScaleExplorer",
     "MemoryExplorer",
+    "PublishedExplorer",
     "RangeResolutionExplorer",
     "RooflineExplorer",
     "SumExplorer",
@@ -29,6 +31,7 @@ _MODULES = {
     "FloatExplorer": "float_explorer",
     "LossScaleExplorer": "loss_scale_explorer",
     "MemoryExplorer": "memory_explorer",
+    "PublishedExplorer": "published_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
     "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",

@@ -32,6 +32,7 @@ from mpbook.evidence.claims import (
     training,
 )
 from mpbook.evidence.experiments import EXPERIMENTS
+from mpbook.evidence.published import Figures, published
 from mpbook.evidence.records import Provenance, Record
 from mpbook.training.paired import PairedDifference
 
@@ -57,19 +58,82 @@ def a_record(experiment, *rows):
     return Record(experiment, {}, cases, GPU, 1.0)
 
 
-def decide(name, record=None, *, device=CPU):
-    """The verdict on a claim where this record is all there is."""
+NOTHING = Figures(())
+
+
+def decide(name, record=None, *, device=CPU, figures=NOTHING):
+    """The verdict on a claim where this record, and these figures, are all there is."""
 
     def find(experiment):
         return record if record and record.experiment == experiment else None
 
-    return CLAIMS[name].decide(Evidence(device, find))
+    return CLAIMS[name].decide(Evidence(device, find, lambda: figures))
 
 
 @cache
 def settled(name, device="cpu"):
     """The verdict without any record; for tests that change nothing, so once is enough."""
     return decide(name, device=torch.device(device))
+
+
+# Published figures.
+
+PUBLISHED = {
+    "two-to-four-times-faster": ("holds when ...", "153 figures", "22 of 82 reach 2"),
+    "gpt2-twice-the-tokens": ("holds when ...", "20 figures", "Not for GPT-2 124M"),
+    "memory-halves": ("false", "17 figures", "the lowest takes 56%"),
+    "gpt2-40-percent-less-memory": (NOT_RECORDED, "2 figures", "No one has published"),
+    "twice-the-batch": ("holds when ...", "34 figures", "1.2 times as large"),
+    "quality-is-kept": ("holds when ...", "82 figures", "57 of 82"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_a_record_the_published_figures_decide(name):
+    kind, counted, why = PUBLISHED[name]
+    verdict = decide(name, figures=published())
+    assert verdict.kind == kind and why in verdict.why
+    assert verdict.evidence.startswith(f"published: {counted}, ")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_either_the_verdict_says_what_is_missing(name):
+    verdict = decide(name)
+    assert verdict.kind == NOT_RECORDED and "It takes a record of" in verdict.why
+
+
+def test_a_record_outranks_the_published_figures_and_both_are_named():
+    found = base.recorded("x", lambda record: ("false", "No."), otherwise=counted("holds"))
+    verdict = found(Evidence(CPU, {"x": a_record("x")}.get))
+    assert (verdict.kind, verdict.why) == ("false", "No.")
+    assert verdict.evidence.startswith("recorded on NVIDIA H100 80GB HBM3, 2026-11-25; published: ")
+
+
+def test_a_record_that_decides_nothing_leaves_it_to_the_published_figures():
+    def find_out(record):
+        raise LookupError("no case")
+
+    found = base.recorded("x", find_out, otherwise=counted("holds"))
+    assert found(Evidence(CPU, {"x": a_record("x")}.get)).kind == "holds"
+
+
+def counted(kind):
+    return lambda figures: ((kind, "Because."), figures)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "kind"), [([3.0, 3.0], "holds"), ([3.0, 1.0], "holds when ..."), ([1.0], "false")]
+)
+def test_twice_the_tokens_follows_from_the_figures(ratios, kind):
+    large = published(claim="gpt2-2x-tokens", baseline="float32", model="large").rows[0]
+    small = published(claim="gpt2-2x-tokens", baseline="float32", model="small").rows[0]
+    rows = [
+        replace(like, value_a=1.0, value_b=ratio, ratio=ratio, unit="tokens/s", precision_b="mixed")
+        for ratio, like in zip(ratios, (large, small), strict=False)
+    ]
+    rows.append(replace(rows[0], model="GPT-2 small"))
+    verdict = decide("gpt2-twice-the-tokens", figures=Figures(tuple(rows)))
+    assert verdict.kind == kind
 
 
 # The ledger.
