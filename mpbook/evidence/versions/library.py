@@ -118,7 +118,7 @@ PROBES = (
         "What does `optimizer.zero_grad()` leave behind?",
         _zero_grad,
         "Nothing.",
-        ("practice/memory",),
+        ("practice/memory_traps",),
     ),
 )
 """What the library offers."""
