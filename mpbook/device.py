@@ -146,6 +146,23 @@ def name(device: str | torch.device | None = None) -> str:
     return _cpu_name()
 
 
+def native_16_bit(device: str | torch.device | None = None) -> torch.dtype:
+    """The 16-bit dtype to train in: bfloat16, but float16 on a GPU without units for bfloat16.
+
+    On a V100 or a T4 torch computes bfloat16 too, and more slowly than float32; its fused attention
+    takes float32 and float16 alone there, so that bfloat16 attention stores every score.  A CPU has
+    the fused attention in both, and bfloat16 needs no loss scale.
+
+    Raises:
+        RuntimeError, ValueError: as `pick`.
+    """
+    chosen = pick(device)
+    if chosen.type == "cpu":
+        return torch.bfloat16
+    has_units = torch.cuda.get_device_capability(chosen) >= TENSOR_CORES_SINCE["bfloat16"]
+    return torch.bfloat16 if has_units else torch.float16
+
+
 def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
     """What an NVIDIA GPU of this compute capability does, by the tensor cores it has."""
     have = ".".join(map(str, compute_capability))

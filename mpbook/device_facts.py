@@ -7,7 +7,8 @@ a new entry of `GPUS`.
   cores that add up in float32, as torch's products do.  GeForce cards do that at half the rate that
   their sheets state for a float16 accumulator.  ``"float32"`` alone is of the ordinary units.
 * Memory is what a card *reports* (`torch.cuda.get_device_properties`), not what its name says: of
-  "80 GB" a process sees about 79.1 GiB.  Error correction and the driver take their part, and more
+  "80 GB", which is 80 GiB of chips (units of 2**30 bytes, 7% more than 10**9), a process sees about
+  79.1 GiB.  Error correction and the driver take their part, and more
   or less of it by version, so that the figure here is the smallest that public logs of torch show.
 * A name decides only if it is known word for word (`find_gpu`).  A laptop's RTX 4090 is another
   chip, a MIG slice a part of one, and no peak is better than a wrong one.

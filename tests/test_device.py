@@ -27,10 +27,12 @@ from mpbook.device import (
     gpu_capabilities,
     matmul_emulation,
     name,
+    native_16_bit,
     pick,
     sized,
     table,
 )
+from mpbook.device_facts import GPUS
 from mpbook.models import CNN, GPT, GPTConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -700,3 +702,27 @@ def test_the_package_compiles_nothing_without_it() -> None:
     found = {p for p in package.rglob("*.py") if "torch.compile(" in p.read_text("utf-8")}
     probes = package / "evidence" / "versions"  # they ask torch itself, and nothing else
     assert {p.name for p in found if p.parent != probes} == {"device.py"}
+
+
+# --- the 16-bit dtype to train in ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("card", GPUS)
+def test_a_gpu_trains_in_bfloat16_if_it_has_units_for_it(
+    card: str, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GPUS[card]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: gpu.compute_capability)
+    assert (native_16_bit() == torch.bfloat16) is ("bfloat16" in gpu.dense_peaks)
+    assert str(native_16_bit("cuda:0")).removeprefix("torch.") in gpu.dense_peaks
+
+
+def test_a_t4_and_a_v100_train_in_float16() -> None:
+    old = [name for name, gpu in GPUS.items() if "bfloat16" not in gpu.dense_peaks]
+    assert {"T4", "V100 SXM2", "V100 PCIe"} <= set(old)
+
+
+def test_a_cpu_trains_in_bfloat16_whatever_its_units(no_gpu: None) -> None:
+    assert native_16_bit() == native_16_bit("cpu") == torch.bfloat16
+    with pytest.raises(RuntimeError, match="torch sees no CUDA GPU"):
+        native_16_bit("cuda")

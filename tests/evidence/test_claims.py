@@ -16,7 +16,7 @@ import torch
 from mpbook import device as devices
 from mpbook import device_facts
 from mpbook.__main__ import main
-from mpbook.evidence import claims, records
+from mpbook.evidence import case_study, claims, records
 from mpbook.evidence.claims import (
     CLAIMS,
     NOT_RECORDED,
@@ -316,6 +316,7 @@ KINDS = {
     "master-copy-is-needed": "holds when ...",
     "fp16-needs-loss-scaling": "holds when ...",
     "bf16-needs-no-loss-scaling": "holds",
+    "quality-is-kept": "holds when ...",
 }
 
 
@@ -833,6 +834,27 @@ def test_quality_is_what_the_interval_says(mixed, kind):
     verdict = decide("quality-is-kept", quality(FULL, mixed, other=shifted(1.0)))
     assert verdict.kind == kind, verdict.why
     assert "Over 8 pairs of seeds" in verdict.why
+
+
+def test_without_a_record_the_chapters_short_pairs_decide_and_say_what_they_are(monkeypatch):
+    mixed = shifted(0.001, 0.001)
+    pairs = PairedDifference(
+        name="bf16-mixed", baseline="32-true", values=tuple(mixed), baseline_values=tuple(FULL)
+    )
+    asked = []
+
+    def short_runs(precisions, *, device):
+        asked.append(precisions)
+        return SimpleNamespace(difference=lambda name: pairs)
+
+    monkeypatch.setattr(case_study, "short_runs", short_runs)
+    verdict = decide("quality-is-kept")
+    assert asked == [["32-true", "bf16-mixed"]]
+    assert verdict.kind == "holds when ..." and "50 steps, bfloat16" in verdict.why
+    pairs = replace(pairs, values=tuple(shifted(0.05, 0.001)))
+    assert decide("quality-is-kept").kind == "false"
+    pairs = replace(pairs, values=tuple(shifted(0.006, 0.002)))
+    assert decide("quality-is-kept").kind == NOT_RECORDED
 
 
 def test_quality_states_the_interval_and_its_power():
