@@ -57,8 +57,8 @@ Decide = Callable[[Evidence], Verdict]
 class Claim:
     """A sentence that people say.
 
-    ``source`` is who says it, in Markdown; ``section`` is where it is worked out, as a page's path
-    below ``book/`` without its ending, ``#``, and the section's target, or empty.
+    ``source`` is who says it, in Markdown; ``section`` is where it is worked out, as a
+    path below ``book/`` without its ending, "#" and its target, or empty.
     """
 
     id: str
@@ -110,9 +110,9 @@ def _lines(row: Sequence[str]) -> str:
 def _row(claim: Claim, verdict: Verdict) -> str:
     """One row of Markdown; the links are relative to the page of claims."""
     said = f"{claim.sentence} ({claim.source})"
-    page, _, target = claim.section.partition("#")
-    title = page.rpartition("/")[2].replace("_traps", ": traps").replace("_", " ")
-    worked = f" See [{title}](../{page}.ipynb#{target})." if claim.section else ""
+    page, _, section = claim.section.partition("#")
+    title = page.rpartition("/")[2].replace("_", " ").replace(" traps", ": traps")
+    worked = f" See [{title}](../{page}.ipynb#{section})." if claim.section else ""
     return _cells((said, f"**{verdict.kind}**", verdict.why + worked, verdict.evidence))
 
 

@@ -123,8 +123,6 @@ def _float32_sums() -> Finding:
     return by_share([math.isfinite(product)]), why
 
 
-_FORMATS, _ROUNDING = "numbers/precision_formats", "numbers/rounding_and_sums"
-
 CLAIMS = (
     Claim(
         "fp16-underflows-below-6e-5",
@@ -145,7 +143,7 @@ CLAIMS = (
         "Adam's eps, 1e-8, is 0 in float16, and a gradient of 0 makes NaN.",
         "[optax#1754](https://github.com/google-deepmind/optax/issues/1754)",
         exactly(_eps),
-        "numbers/precision_formats_traps#formats-eps",
+        "recipe/master_weights_traps#mw-adam-nan",
     ),
     Claim(
         "beta2-is-frozen-in-bf16",
@@ -167,14 +165,14 @@ CLAIMS = (
         "A sum of ones in bfloat16 stops at 256.",
         "often said",
         exactly(_sum_stops),
-        "numbers/rounding_and_sums#sums-stall",
+        "numbers/rounding_and_sums_traps#sums-counter",
     ),
     Claim(
         "bf16-reaches-3e75",
         "float32 and bfloat16 reach 3.4e75.",
         "[mlmentorship](https://mlmentorship.com/concepts/mixed-precision-training/)",
         exactly(_reach),
-        "numbers/precision_formats#formats-range",
+        "numbers/precision_formats#formats-which",
     ),
     Claim(
         "float32-sums-prevent-overflow",

@@ -210,7 +210,7 @@ CLAIMS = (
         "autocast treats an operator alike on a CPU and on CUDA.",
         "often taken for granted",
         exactly(_same_lists),
-        "recipe/autocast_traps#autocast-lists",
+        "recipe/autocast#autocast-why",
     ),
     Claim(
         "autocast-runs-cross-entropy-in-float32",

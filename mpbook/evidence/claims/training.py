@@ -221,20 +221,20 @@ CLAIMS = (
         "16-bit training needs a float32 master copy of the weights.",
         MICIKEVICIUS,
         live(_master_copy),
-        "recipe/master_weights#mw-fail",
+        "recipe/master_weights#mw-ship",
     ),
     Claim(
         "fp16-needs-loss-scaling",
         "float16 training needs loss scaling.",
         "often said",
         live(_fp16_needs_scaling),
-        "recipe/loss_scaling#ls-floor",
+        "recipe/loss_scaling#ls-my-model",
     ),
     Claim(
         "bf16-needs-no-loss-scaling",
         "bfloat16 needs no loss scaling.",
         "[Kalamkar et al. 2019](https://arxiv.org/abs/1905.12322): no tuning needed",
         live(_bf16_needs_none),
-        "recipe/loss_scaling_traps#ls-bf16",
+        "formats_that_need_less/bf16#bf16-ship",
     ),
 )
