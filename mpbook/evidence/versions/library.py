@@ -105,6 +105,7 @@ PROBES = (
         "Is there `F.linear_cross_entropy`, which never keeps all logits?",
         _linear_cross_entropy,
         "Before: compute the loss in chunks under a checkpoint.",
+        ("recipe/autocast_traps",),
     ),
     Probe(
         "grad-dtype",
