@@ -444,6 +444,11 @@ def test_the_lists_differ_in_all_but_the_product():
     assert "these differ: softmax, layer_norm, sum, exp (CUDA: float32; CPU: as its inputs)." in why
 
 
+def test_cross_entropy_is_rounded_on_cuda_alone():
+    why = settled("autocast-runs-cross-entropy-in-float32").why
+    assert "return float32 on a CPU and bfloat16 and float32 on CUDA" in why
+
+
 @pytest.mark.parametrize(
     ("products", "convolutions", "kind"),
     [(False, False, "false"), (False, True, "holds when ..."), (True, True, "holds")],
