@@ -250,6 +250,19 @@ def test_a_cross_entropy_that_rounds_nothing_on_cuda(dtype: torch.dtype, loss: C
     assert a_loss("mine", loss, dtype).on(dtype_name(dtype)).rounded_to == ("float32",)
 
 
+@pytest.mark.skipif(
+    not hasattr(functional, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy"
+)
+def test_linear_cross_entropy_on_cuda_rounds_log_probabilities_too() -> None:
+    rule = a_loss(
+        "mine",
+        lambda x, targets: functional.linear_cross_entropy(x, x, targets),
+        torch.bfloat16,
+    )
+    assert rule.on("bfloat16").output == "float32"
+    assert rule.on("bfloat16").rounded_to == ("bfloat16", "float32")
+
+
 def test_cross_entropy_on_a_cpu_is_float32_throughout(cpu: Policy) -> None:
     assert cpu.of("cross_entropy").category == FULL
     seen = cpu.of("cross_entropy").on("bfloat16")
