@@ -10,7 +10,8 @@ that of the products and that of the memory traffic, only one of which a narrowe
 by much.
 
 The rest reads the records of GPT-2 (`mpbook.evidence.experiments`): what ran out of memory stays a
-row, what spread widely is marked, and where there is no record it says so.  Taught in "GPT-2: a
+row, what spread widely is marked, and where there is no record the predictions stand alone, beside
+what others have published.  Taught in "GPT-2: a
 famous claim on trial".
 """
 
@@ -25,7 +26,8 @@ import torch
 
 from mpbook.cost.measure import Spread
 from mpbook.data import standard_library
-from mpbook.evidence.ladders import NOT_RECORDED, throughputs
+from mpbook.evidence.ladders import throughputs
+from mpbook.evidence.published import Figures, published
 from mpbook.evidence.records import Record
 from mpbook.models import GPT, GPTConfig
 from mpbook.notebook import Table
@@ -175,6 +177,16 @@ def speedup(record: Record | None, precision: str, *, to: str, **same: Any) -> f
     return Spread(tuple(slow)).median / Spread(tuple(fast)).median
 
 
+def published_speedup(*, to: str) -> Figures:
+    """Published pairs of a GPT-2 of about 124M parameters: mixed precision over another, eager.
+
+    Args:
+        to: ``"32-true"`` or ``"tf32"``; figures whose baseline is not known count for neither.
+    """
+    pairs = published(claim="gpt2-2x-tokens", quantity="speed", precision="mixed")
+    return pairs.where(model=r"small|124M", baseline={"32-true": "float32", "tf32": "TF32"}[to])
+
+
 def savings(record: Record, precision: str, *, to: str = "32-true") -> dict[int, float | None]:
     """By batch, how much less memory a precision takes; None where either has no result.
 
@@ -231,7 +243,7 @@ def quality(record: Record | None, precision: str, *, margin: float, to: str = "
         to: what it is compared with.
     """
     if record is None:
-        return NOT_RECORDED
+        return "no verdict: there is no record of it"
     here, there = (_by_seed(record, name) for name in (precision, to))
     pairs = [(here[seed], there.get(seed)) for seed in here]
     whole = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -265,8 +277,7 @@ def throughput_table(record: Record | None, predicted: Mapping[str, tuple[float,
     """
     ranges = {name: f"{low:,.0f} to {high:,.0f}" for name, (low, high) in predicted.items()}
     if record is None:
-        rows = [[name, text, NOT_RECORDED] for name, text in ranges.items()]
-        return Table(["precision", "predicted tokens/s", "measured"], rows)
+        return Table(["precision", "predicted tokens/s"], list(map(list, ranges.items())))
     header = ["precision", "mode", "vocabulary", "predicted", "tokens/s", "MFU", "peak GiB", ""]
     rows = [
         [
@@ -293,8 +304,8 @@ def memory_table(
     """
     guess = "bf16-mixed, predicted"
     if record is None:
-        rows = [[batch, _percent(saving), NOT_RECORDED] for batch, saving in predicted.items()]
-        return Table(["batch", guess, "measured"], rows, caption=f"Less than {to}")
+        rows = [[batch, _percent(saving)] for batch, saving in predicted.items()]
+        return Table(["batch", guess], rows, caption=f"Less than {to}")
     names = dict.fromkeys(row["case"]["precision"] for row in record.cases)
     by_name = {name: savings(record, name, to=to) for name in names if name != to}
     batches = sorted({batch for found in by_name.values() for batch in found})

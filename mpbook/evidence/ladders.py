@@ -21,13 +21,12 @@ from torch import Tensor
 
 from mpbook.cost.measure import Spread, interleave, time_calls, utilisation
 from mpbook.device_facts import dense_peak
+from mpbook.evidence.published import published
 from mpbook.evidence.records import Record
 from mpbook.notebook import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-NOT_RECORDED = "not recorded yet"
 
 Seconds = Mapping[str, Mapping[int, Spread]]
 """Seconds of the product of two square matrices, by format and by their size."""
@@ -198,9 +197,10 @@ def ladder(record: Record | None) -> Table:
     """The rungs of ``optimisation_ladder``: tokens a second, what each gained, MFU and memory.
 
     A rung that did not run stays as a row that says so; a gain is over the last one that ran.
+    Without a record it is what others have published of the one rung that they compare: compilation.
     """
     if record is None:
-        return Table(["change", "tokens/s"], [["every change", NOT_RECORDED]])
+        return _published_compilation()
     rows: list[list[Any]] = []
     first: float | None = None
     before: float | None = None
@@ -213,6 +213,12 @@ def ladder(record: Record | None) -> Table:
     header = ["change", "tokens/s", "times the one before", "times the first"]
     header += ["MFU of the bf16 peak", "peak GiB", ""]
     return Table(header, rows, caption=record.caption)
+
+
+def _published_compilation() -> Table:
+    """Times the speed that compiling a GPT-2 or its like made, by precision."""
+    pairs = published(precision="compiled", quantity="speed", kind_of_model="Transformers")
+    return pairs.table("baseline", caption="Published: times the speed of the same in eager code")
 
 
 def ladder_figure(record: Record) -> Figure:

@@ -314,10 +314,10 @@ def test_a_number_that_nothing_counted_is_left_empty() -> None:
 
 def test_without_a_record_the_tables_say_so() -> None:
     table = case_study.throughput_table(None, {"tf32": (150.0, 250.0)})
-    assert table.rows == [["tf32", "150 to 250", "not recorded yet"]]
+    assert table.rows == [["tf32", "150 to 250"]]
     memory = case_study.memory_table(None, {1: -0.02, 8: 0.2})
-    assert memory.rows == [[1, "-2.0%", "not recorded yet"], [8, "20.0%", "not recorded yet"]]
-    assert case_study.quality(None, "bf16-mixed", margin=0.01) == "not recorded yet"
+    assert memory.rows == [[1, "-2.0%"], [8, "20.0%"]]
+    assert "no record" in case_study.quality(None, "bf16-mixed", margin=0.01)
 
 
 # --- memory ------------------------------------------------------------------------------------
@@ -444,3 +444,10 @@ def test_it_reads_what_the_recorder_writes() -> None:
 
 def test_the_examples_in_its_documentation_hold() -> None:
     assert doctest.testmod(case_study).failed == 0
+
+
+def test_published_pairs_are_of_one_baseline_and_of_the_small_model() -> None:
+    over = {name: case_study.published_speedup(to=name) for name in ("32-true", "tf32")}
+    assert {figure.baseline for figure in over["32-true"]} == {"float32"}
+    assert {figure.baseline for figure in over["tf32"]} == {"TF32"}
+    assert over["32-true"].summary().figures == 8 and over["32-true"].summary().high < 2
