@@ -16,7 +16,7 @@ THREADS ?= $(or $(OMP_NUM_THREADS),1)
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test exhaustive portability versions lab refresh lint lock clean
+.PHONY: help book pdf read test exhaustive portability versions rehearse lab refresh lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(STAMP): requirements.txt pyproject.toml
 book: $(STAMP) ## Build the HTML and say where it is
 	$(BIN)/python book/_tools/build_html.py
 
+pdf: book ## Print the book into one PDF; wants Chromium
+	$(BIN)/python book/_tools/print_book.py
+
 read: book ## Build the HTML and serve it on localhost
 	@echo "Reading at http://localhost:$(PORT)/ (Ctrl-C stops)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
@@ -49,6 +52,9 @@ portability: $(STAMP) ## Run the suite as other machines would, for about an hou
 
 versions: $(STAMP) ## Run the suite on other torches and Pythons, gigabytes each; ONLY=torch2.15.0 names a few
 	$(BIN)/python tests/versions.py --only "$(ONLY)"
+
+rehearse: $(STAMP) ## Run notebooks and CUDA tests on a GPU that is stood in for, for about an hour; WHICH=T4
+	$(BIN)/python tests/rehearse.py --which "$(WHICH)"
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab book

@@ -9,8 +9,9 @@ module of the concept you need:
 * `mpbook.training`: one training loop, in which the precision is the only variable
 * `mpbook.training.compare`: several precisions over paired seeds, with intervals and a verdict
 * `mpbook.watch.Probe`: where your model's numbers lie, and whether it needs loss scaling
-* `mpbook.watch.lost_updates`: how many of its updates 16-bit weights swallow
-* `mpbook.autocast.trace`: what autocast did to it, cast by cast
+* `mpbook.watch.updates_lost`: how many of its updates 16-bit weights swallow
+* `mpbook.autocast.trace_dtypes`: what autocast did to it, cast by cast
+* `mpbook.cost.plan_memory`: what a training will hold in memory, before it runs
 * `mpbook.master_weights`, `mpbook.loss_scaling`: the cures, around a torch optimizer
 
 Importing the package imports nothing else.

@@ -1,4 +1,4 @@
-"""``python -m mpbook doctor``, ``bench formats``, ``record``, ``claims`` and ``versions``."""
+"""``python -m mpbook doctor``, ``bench``, ``record``, ``claims``, ``versions``, ``frameworks``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("ids", nargs="*", metavar="ID", help="claims; all if none is given")
     versions = commands.add_parser("versions", help="what this torch does that others do not")
     versions.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
+    frameworks = commands.add_parser("frameworks", help="what your Trainer and Lightning do")
+    frameworks.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
     return parser
 
 
@@ -114,12 +116,25 @@ def _versions(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _frameworks(chosen: argparse.Namespace) -> int:
+    from mpbook.evidence import frameworks
+
+    if chosen.out:
+        print(frameworks.record_here(chosen.out))
+        return 0
+    found = frameworks.measure(frameworks.questions())
+    shown = (frameworks.two_by_two, frameworks.lightning_words, frameworks.accelerate_words)
+    print(*(table(found) for table in shown), sep="\n\n")
+    return 0
+
+
 _COMMANDS = {
     "doctor": _doctor,
     "bench": _bench,
     "record": _record,
     "claims": _claims,
     "versions": _versions,
+    "frameworks": _frameworks,
 }
 
 

@@ -1,9 +1,10 @@
 """Which device trains, what it can do in each dtype, and how that was found out.
 
-A device may have units for a dtype (*native*), compute in another dtype behind your back
-(*emulated*), or refuse (*missing*).  Documentation, feature flags and what really runs disagree
-more often than one would think: ``torch.cuda.is_bf16_supported()`` is True on a T4, which has no
-bfloat16 units.  So each verdict here carries its evidence.
+A device may multiply matrices of a dtype on units made for that (*native*), or on ordinary units
+that take the dtype (*no tensor cores*); it may compute in another dtype behind your back
+(*emulated*), or not have the dtype at all (*missing*).  Documentation, feature flags and what
+really runs disagree more often than one would think: ``torch.cuda.is_bf16_supported()`` is True on
+a T4, which has no bfloat16 units.  So each verdict here carries its evidence.
 
 A CPU without float16 units multiplies float16 matrices at a hundredth of its float32 speed.
 `matmul_emulation` computes them as a tensor core does, from float16 operands in float32 with one
@@ -13,19 +14,21 @@ rounding at the end, and says so.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpbook.device_facts import TENSOR_CORES_SINCE
+from mpbook.device_facts import FLOAT16_WITHOUT_TENSOR_CORES, TENSOR_CORES_SINCE
 from mpbook.notebook import Table
 
-Support = Literal["native", "emulated", "missing"]
+Support = Literal["native", "no tensor cores", "emulated", "missing"]
+T = TypeVar("T")
 
 
 def pick(device: str | torch.device | None = None) -> torch.device:
@@ -48,6 +51,24 @@ def pick(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
+def sized(*, cpu: T, gpu: T, device: str | torch.device | None = None) -> T:
+    """What fits the device: one value for a CPU, another for a GPU.
+
+    A chapter that shrinks its model on a CPU takes its sizes through here, so that a rehearsal of a
+    GPU on a CPU (`make rehearse`) can ask for the CPU's sizes everywhere: ``MPBOOK_SIZES=cpu``.
+
+    Raises:
+        ValueError: ``MPBOOK_SIZES`` says something else.
+
+    >>> sized(cpu=8, gpu=32, device="cpu")
+    8
+    """
+    asked = os.environ.get("MPBOOK_SIZES", "device")
+    if asked not in ("device", "cpu"):
+        raise ValueError(f'MPBOOK_SIZES={asked!r}: expected "device" or "cpu"')
+    return gpu if asked == "device" and pick(device).type == "cuda" else cpu
+
+
 def _check_gpu(device: torch.device) -> None:
     if not torch.cuda.is_available():
         raise RuntimeError(f'device="{device}": torch sees no CUDA GPU here; use device="cpu"')
@@ -56,27 +77,38 @@ def _check_gpu(device: torch.device) -> None:
         raise RuntimeError(f'device="{device}": the last CUDA GPU here is "cuda:{last}"')
 
 
-def compiled(function: Callable[..., Any], *, fullgraph: bool = False) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any],
+    *,
+    fullgraph: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
     """`torch.compile`, with code from its cache only if it was made for this CPU's vectors.
 
     Inductor keeps the C++ that it generates (in ``TORCHINDUCTOR_CACHE_DIR``) under a key that has
     the settings in it and not the width of the vectors.  Where machines share that folder, one with
     AVX2 is given code for the 16 lanes of AVX-512: a cross-entropy of 6.69 once came
     out as 6.04 without a word, or the process dies.  Here the width is one of the settings.
+
+    Args:
+        function: a function or a module.
+        fullgraph: raise where the function cannot be compiled as a whole.
+        options: more of Inductor's settings, such as ``emulate_precision_casts``.
     """
-    return torch.compile(function, fullgraph=fullgraph, options=_vector_width())
+    settings = {**_vector_width(), **(options or {})}
+    return torch.compile(function, fullgraph=fullgraph, options=settings or None)
 
 
-def _vector_width() -> dict[str, str | int | bool | Callable[..., Any]] | None:
-    """The setting that names it; None where no C++ compiler makes any."""
+def _vector_width() -> dict[str, Any]:
+    """The setting that names it; none where no C++ compiler makes any."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa  # heavy: torch imports it as late
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         bits = pick_vec_isa().bit_width()
     except InvalidCxxCompiler:  # the first call says so, if it is for a CPU
-        return None
-    return {"cpp.simdlen": bits} if bits else None
+        return {}
+    return {"cpp.simdlen": bits} if bits else {}
 
 
 @dataclass(frozen=True)
@@ -114,6 +146,23 @@ def name(device: str | torch.device | None = None) -> str:
     return _cpu_name()
 
 
+def native_16_bit(device: str | torch.device | None = None) -> torch.dtype:
+    """The 16-bit dtype to train in: bfloat16, but float16 on a GPU without units for bfloat16.
+
+    On a V100 or a T4 torch computes bfloat16 too, and more slowly than float32; its fused attention
+    takes float32 and float16 alone there, so that bfloat16 attention stores every score.  A CPU has
+    the fused attention in both, and bfloat16 needs no loss scale.
+
+    Raises:
+        RuntimeError, ValueError: as `pick`.
+    """
+    chosen = pick(device)
+    if chosen.type == "cpu":
+        return torch.bfloat16
+    has_units = torch.cuda.get_device_capability(chosen) >= TENSOR_CORES_SINCE["bfloat16"]
+    return torch.bfloat16 if has_units else torch.float16
+
+
 def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
     """What an NVIDIA GPU of this compute capability does, by the tensor cores it has."""
     have = ".".join(map(str, compute_capability))
@@ -123,6 +172,9 @@ def gpu_capabilities(compute_capability: tuple[int, int]) -> list[Capability]:
         reason = f"compute capability {have}; tensor cores for it since {since}"
         if compute_capability >= needed:
             rows.append(Capability(format, "native", reason))
+        elif format == "float16" and compute_capability in FLOAT16_WITHOUT_TENSOR_CORES:
+            units = "ordinary units add and multiply it at twice the rate of float32"
+            rows.append(Capability(format, "no tensor cores", f"{reason}; {units}"))
         else:
             rows.append(Capability(format, *_without_tensor_cores(format, reason)))
     return rows
@@ -134,7 +186,7 @@ def _without_tensor_cores(format: str, reason: str) -> tuple[Support, str]:
     if format == "bfloat16":
         return "emulated", f"{reason}; torch.cuda.is_bf16_supported() says True all the same"
     if format == "tfloat32":
-        return "emulated", f"{reason}; products run in full float32"
+        return "missing", f"{reason}; products run in full float32"
     return "missing", reason
 
 
@@ -142,7 +194,7 @@ def cpu_capabilities(features: frozenset[str]) -> list[Capability]:
     """What a CPU with these instruction sets does in each format."""
     rows = [Capability("float32", "native", "every CPU that torch supports has float32 units")]
     tf32 = "TF32 is a mode of NVIDIA's tensor cores; products run in full float32"
-    rows.append(Capability("tfloat32", "emulated", tf32))
+    rows.append(Capability("tfloat32", "missing", tf32))
     for format, wanted in _CPU_INSTRUCTIONS.items():
         found = sorted(features & wanted)
         if found:
@@ -150,8 +202,10 @@ def cpu_capabilities(features: frozenset[str]) -> list[Capability]:
         else:
             lacks = f"none of {', '.join(sorted(wanted))} in the CPU's features"
             rows.append(Capability(format, "emulated", f"{lacks}; computed by way of float32"))
-    for format in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
-        rows.append(Capability(format, "missing", "torch has no general CPU matrix product in it"))
+    for format in ("float8_e4m3fn", "float8_e5m2"):
+        how = "torch._scaled_mm and @ compute it by way of float32"
+        rows.append(Capability(format, "emulated", how))
+    rows.append(Capability("float4_e2m1fn", "missing", "torch has no CPU matrix product in it"))
     return rows
 
 

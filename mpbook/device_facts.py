@@ -7,7 +7,8 @@ a new entry of `GPUS`.
   cores that add up in float32, as torch's products do.  GeForce cards do that at half the rate that
   their sheets state for a float16 accumulator.  ``"float32"`` alone is of the ordinary units.
 * Memory is what a card *reports* (`torch.cuda.get_device_properties`), not what its name says: of
-  "80 GB" a process sees about 79.1 GiB.  Error correction and the driver take their part, and more
+  "80 GB", which is 80 GiB of chips (units of 2**30 bytes, 7% more than 10**9), a process sees about
+  79.1 GiB.  Error correction and the driver take their part, and more
   or less of it by version, so that the figure here is the smallest that public logs of torch show.
 * A name decides only if it is known word for word (`find_gpu`).  A laptop's RTX 4090 is another
   chip, a MIG slice a part of one, and no peak is better than a wrong one.
@@ -35,6 +36,12 @@ TENSOR_CORES_SINCE: Mapping[str, tuple[int, int]] = {
 """First compute capability with tensor cores for the format.
 
 Source: NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities"; PTX ISA, "mma"."""
+
+FLOAT16_WITHOUT_TENSOR_CORES = frozenset({(5, 3), (6, 0), (6, 2)})
+"""Compute capabilities that add and multiply float16 at twice the rate of float32 and have no
+tensor cores: Tegra X1, P100, Tegra X2.  A GTX 10 (6.1) does so at 1/64 of it.
+
+Source: NVIDIA, CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions"."""
 
 
 @dataclass(frozen=True)

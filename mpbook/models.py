@@ -1,4 +1,4 @@
-"""The models that the chapters train: an MLP, a small CNN, and a GPT up to GPT-2's size.
+"""The models that the chapters train: two MLPs, a small CNN, and a GPT up to GPT-2's size.
 
 They are plain PyTorch: no dtype is written anywhere in them, because the dtype is what the
 chapters change from outside.  Weights are drawn from torch's global generator, so seed it (or let
@@ -38,6 +38,45 @@ class MLP(nn.Sequential):
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.ReLU()]
         super().__init__(*layers[:-1])
+
+
+class ResidualMLP(nn.Sequential):
+    """Residual blocks without a norm between them, whose activations outgrow float16.
+
+    Each block adds a He-initialised linear layer of the ReLU of its input, and so multiplies the
+    activations by about the square root of 2.
+
+    Args:
+        depth: how many blocks; 40 pass float16's largest number.
+        width: features of each block.
+        inputs: features of the input.
+        classes: how many to tell apart.
+
+    Shape: (batch, inputs) to (batch, classes).
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, *, depth: int = 40, width: int = 128, inputs: int = 64, classes: int = 10):
+        sizes = {"depth": depth, "width": width, "inputs": inputs, "classes": classes}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size}: expected 1 or more")
+        blocks = [_ResidualLayer(width) for _ in range(depth)]
+        ends = nn.LayerNorm(width), nn.Linear(width, classes)
+        super().__init__(nn.Linear(inputs, width), *blocks, *ends)
+
+
+class _ResidualLayer(nn.Module):
+    """x + W relu(x)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = MLP(width, width)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x.relu())
 
 
 class CNN(nn.Sequential):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpbook.formats import FloatFormat, as_format
+from mpbook.formats import FloatFormat, as_format, encode, neighbours
 from mpbook.formats.blocks import BlockFormat
 
 Round = Callable[[Tensor], Tensor]
@@ -36,12 +36,17 @@ class Peer:
     ``prepare`` takes a format and returns the function from float32 tensors to rounded float32
     tensors, or None where the library does not know the format.  ``prepare_blocks`` does so for
     a format with shared scales, there and back, with scales that are rounded down ("floor").
+    ``stored`` says what is left of rounded numbers in the format's codes, where rounding goes
+    through none; it raises for what has no code.  ``told_bits_only``: the library is told how many
+    bits are exponent and mantissa, and never the name of a format.
     """
 
     name: str
     version: str
     prepare: Callable[[FloatFormat], Round | None]
     prepare_blocks: Callable[[BlockFormat], Round | None] = lambda _: None
+    stored: Callable[[FloatFormat, Tensor], Tensor] = lambda _, rounded: rounded
+    told_bits_only: bool = False
 
 
 def installed() -> list[Peer]:
@@ -61,8 +66,7 @@ def installed() -> list[Peer]:
                 prepare = load()
         except Exception:  # a peer that is absent or does not load on this machine
             continue
-        blocks = _torchao_blocks if name == "torchao" else lambda _: None
-        found.append(Peer(name, _version(name), prepare, blocks))
+        found.append(Peer(name, _version(name), prepare, **_MORE.get(name, {})))
     return found
 
 
@@ -113,11 +117,10 @@ def _ml_dtypes() -> Callable[[FloatFormat], Round | None]:
     return prepare
 
 
-def _gfloat() -> Callable[[FloatFormat], Round | None]:
-    import gfloat
+def _gfloat_infos() -> dict[str, Any]:
     import gfloat.formats
 
-    infos = {
+    return {
         "float32": gfloat.formats.format_info_binary32,
         "float16": gfloat.formats.format_info_binary16,
         "bfloat16": gfloat.formats.format_info_bfloat16,
@@ -128,6 +131,12 @@ def _gfloat() -> Callable[[FloatFormat], Round | None]:
         "float4_e2m1fn": gfloat.formats.format_info_ocp_e2m1,
         "float8_e8m0fnu": gfloat.formats.format_info_ocp_e8m0,
     }
+
+
+def _gfloat() -> Callable[[FloatFormat], Round | None]:
+    import gfloat
+
+    infos = _gfloat_infos()
 
     def prepare(format: FloatFormat) -> Round | None:
         if format.name not in infos or format.name == "float32":
@@ -142,6 +151,15 @@ def _gfloat() -> Callable[[FloatFormat], Round | None]:
         return round_with_gfloat
 
     return prepare
+
+
+def _gfloat_stored(format: FloatFormat, rounded: Tensor) -> Tensor:
+    """`gfloat.round_ndarray` rounds without codes: 0 stays 0 in a format that has none."""
+    import gfloat
+
+    info = _gfloat_infos()[format.name]
+    codes = [gfloat.encode_float(info, value) for value in rounded.double().tolist()]
+    return torch.tensor([gfloat.decode_float(info, code).fval for code in codes])
 
 
 def _torchao() -> Callable[[FloatFormat], Round | None]:
@@ -199,6 +217,14 @@ def _pychop() -> Callable[[FloatFormat], Round | None]:
     return prepare
 
 
+_MORE: dict[str, dict[str, Any]] = {
+    "gfloat": {"stored": _gfloat_stored},
+    "torchao": {"prepare_blocks": _torchao_blocks},
+    "qtorch": {"told_bits_only": True},
+    "pychop": {"told_bits_only": True},
+}
+"""What is particular to some of them."""
+
 # --- What they do with the same input ---------------------------------------------------------
 
 
@@ -206,7 +232,8 @@ def _pychop() -> Callable[[FloatFormat], Round | None]:
 class Behaviour:
     """What one library makes of the hard inputs of one format, as words and numbers.
 
-    ``ties`` names the rule that two neighbouring midpoints just above 1 follow.  ``smallest`` is
+    ``ties`` names the rule that the midpoints between 1 and the next two numbers follow; "to even"
+    is to the number whose code is even.  ``smallest`` is
     what becomes of the smallest positive number, of three quarters of it, and of 0; ``overflow``
     of numbers slightly less and more than half a gap beyond the largest.
     """
@@ -231,7 +258,9 @@ def behaviour(peer: Peer, format: str | FloatFormat) -> Behaviour | None:
         rounder = peer.prepare(described)
     if rounder is None:
         return None
-    return describe(f"{peer.name} {peer.version}", rounder, described)
+    told = f", told {described.exponent_bits} + {described.mantissa_bits} bits"
+    library = f"{peer.name} {peer.version}{told if peer.told_bits_only else ''}"
+    return describe(library, lambda x: peer.stored(described, rounder(x)), described)
 
 
 def describe(library: str, rounder: Round, format: FloatFormat) -> Behaviour:
@@ -246,13 +275,12 @@ def describe(library: str, rounder: Round, format: FloatFormat) -> Behaviour:
             return type(error).__name__
         return "NaN" if result != result else f"{result:.6g}".replace("inf", "infinity")
 
-    first_tie, second_tie = 1 + format.eps / 2, 1 + 3 * format.eps / 2
     low = format.smallest_subnormal or format.smallest_normal
     gap = format.eps * 2.0 ** (int(np.log2(format.max)))
     return Behaviour(
         library=library,
         format=format.name,
-        ties=_ties(one(first_tie), one(second_tie), format),
+        ties=_ties(one, format),
         smallest=f"{one(low)}, {one(low * 0.75)}, {one(0.0)}",
         overflow=f"{one(format.max + 0.49 * gap)}, {one(format.max + 0.75 * gap)}",
         infinity=one(float("inf")),
@@ -260,12 +288,16 @@ def describe(library: str, rounder: Round, format: FloatFormat) -> Behaviour:
     )
 
 
-def _ties(first: str, second: str, format: FloatFormat) -> str:
-    """The name of what two neighbouring ties were rounded to."""
-    one, next_one, after = ("1", f"{1 + format.eps:.6g}", f"{1 + 2 * format.eps:.6g}")
+def _ties(one: Callable[[float], str], format: FloatFormat) -> str:
+    """The name of what two neighbouring ties above 1 are rounded to."""
+    low, middle = 1.0, 1 + format.eps
+    high = neighbours(middle, format)[1] or middle
+    found = (one((low + middle) / 2), one((middle + high) / 2))
+    even = encode(low, format, overflow="saturate") % 2 == 0
     named = {
-        (one, after): "to even",
-        (next_one, after): "away from zero",
-        (one, next_one): "toward zero",
+        ((low, high) if even else (middle, middle)): "to even",
+        (middle, high): "away from zero",
+        (low, middle): "toward zero",
     }
-    return named.get((first, second), f"{first}, {second}")
+    by_text = {tuple(f"{x:.6g}" for x in pair): rule for pair, rule in named.items()}
+    return by_text.get(found, ", ".join(found))

@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 import http.server
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import build_html
+import chromium
 import pytest
 from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
 from filelock import FileLock
@@ -28,17 +28,6 @@ from hypothesis import settings
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 TIMEOUT_MS = 30_000
 MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(() => true)"
 
@@ -109,13 +98,11 @@ def page_url(book_html: Path, site_url: str) -> PageUrl:
 
 def require_browser() -> str:
     """Return the path of a Chromium; without one skip the test, or fail it under CI."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found:
+    if found := chromium.executable():
         return found
-    message = f"no browser found: install one of {', '.join(BROWSERS)} (apt install chromium)"
     if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+        pytest.fail(chromium.MISSING)
+    pytest.skip(chromium.MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +114,7 @@ def browser() -> Iterator[Browser]:
     """
     executable = require_browser()
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        running = playwright.chromium.launch(executable_path=executable, args=chromium.ARGUMENTS)
         yield running
         running.close()
 

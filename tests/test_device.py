@@ -27,9 +27,12 @@ from mpbook.device import (
     gpu_capabilities,
     matmul_emulation,
     name,
+    native_16_bit,
     pick,
+    sized,
     table,
 )
+from mpbook.device_facts import GPUS
 from mpbook.models import CNN, GPT, GPTConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -80,6 +83,19 @@ def test_a_gpu_trains_if_there_is_one() -> None:
     assert pick("cpu") == CPU
 
 
+@pytest.mark.usefixtures("one_gpu")
+def test_sizes_follow_the_device_unless_a_rehearsal_asks_for_a_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPBOOK_SIZES", raising=False)
+    assert sized(cpu=8, gpu=32) == 32 and sized(cpu=8, gpu=32, device="cpu") == 8
+    monkeypatch.setenv("MPBOOK_SIZES", "cpu")
+    assert sized(cpu=8, gpu=32) == 8
+    monkeypatch.setenv("MPBOOK_SIZES", "small")
+    with pytest.raises(ValueError, match="MPBOOK_SIZES='small'"):
+        sized(cpu=8, gpu=32)
+
+
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_cuda_without_a_gpu_is_refused(device: Any) -> None:
@@ -111,13 +127,17 @@ GPU_FORMATS = [
     "float8_e5m2",
     "float4_e2m1fn",
 ]
-# n: native, e: emulated, -: missing, in the order above.  Source: NVIDIA's architecture white
-# papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8 (Ada, Hopper), FP4
-# (Blackwell).
+# n: native, o: on ordinary units, e: emulated, -: missing, in the order above.  Source: NVIDIA's
+# architecture white papers: tensor cores with float16 (Volta), bfloat16 and TF32 (Ampere), FP8
+# (Ada, Hopper), FP4 (Blackwell).  Float16 before Volta: CUDA C++ Programming Guide, throughput
+# of instructions.
 GPU_VERDICTS = {
-    (6, 0): "neee---",  # P100
-    (7, 0): "nnee---",  # V100
-    (7, 5): "nnee---",  # T4
+    (5, 3): "noe----",  # Tegra X1
+    (6, 0): "noe----",  # P100
+    (6, 1): "nee----",  # GTX 1080
+    (6, 2): "noe----",  # Tegra X2
+    (7, 0): "nne----",  # V100
+    (7, 5): "nne----",  # T4
     (8, 0): "nnnn---",  # A100
     (8, 6): "nnnn---",  # RTX 3090
     (8, 9): "nnnnnn-",  # L4, RTX 4090
@@ -125,7 +145,7 @@ GPU_VERDICTS = {
     (10, 0): "nnnnnnn",  # B200
     (12, 0): "nnnnnnn",  # RTX 5090
 }
-LETTERS = {"native": "n", "emulated": "e", "missing": "-"}
+LETTERS = {"native": "n", "no tensor cores": "o", "emulated": "e", "missing": "-"}
 SINCE = dict(zip(GPU_FORMATS[1:], ["7.0", "8.0", "8.0", "8.9", "8.9", "10.0"], strict=True))
 
 
@@ -153,6 +173,8 @@ def test_what_a_t4_does_without_bfloat16_units_is_said() -> None:
     assert evidence["float8_e5m2"].endswith("since 8.9")
     pascal = {row.format: row.evidence for row in gpu_capabilities((6, 1))}
     assert pascal["float16"].endswith("products run on float32 or slow units")
+    p100 = {row.format: row.evidence for row in gpu_capabilities((6, 0))}
+    assert p100["float16"].endswith("at twice the rate of float32")
 
 
 CPU_FORMATS = ["float32", "tfloat32", "float16", "bfloat16", *GPU_FORMATS[4:]]
@@ -161,17 +183,17 @@ CPU_FORMATS = ["float32", "tfloat32", "float16", "bfloat16", *GPU_FORMATS[4:]]
 @pytest.mark.parametrize(
     ("features", "verdicts"),
     [
-        (set(), "neee---"),
-        ({"avx2", "avx512f", "f16c", "avx512_vnni"}, "neee---"),
-        ({"avx512f", "avx512_bf16"}, "neen---"),
-        ({"amx_bf16"}, "neen---"),
-        ({"avx512_fp16"}, "nene---"),
-        ({"amx_fp16"}, "nene---"),
-        ({"avx512_bf16", "avx512_fp16", "amx_bf16"}, "nenn---"),  # Sapphire Rapids
-        ({"asimd", "fphp"}, "nene---"),
-        ({"asimd", "asimdhp"}, "nene---"),
-        ({"fp", "asimd", "fphp", "asimdhp", "bf16"}, "nenn---"),  # Graviton 3
-        ({"bf16"}, "neen---"),
+        (set(), "n-eeee-"),
+        ({"avx2", "avx512f", "f16c", "avx512_vnni"}, "n-eeee-"),
+        ({"avx512f", "avx512_bf16"}, "n-enee-"),
+        ({"amx_bf16"}, "n-enee-"),
+        ({"avx512_fp16"}, "n-neee-"),
+        ({"amx_fp16"}, "n-neee-"),
+        ({"avx512_bf16", "avx512_fp16", "amx_bf16"}, "n-nnee-"),  # Sapphire Rapids
+        ({"asimd", "fphp"}, "n-neee-"),
+        ({"asimd", "asimdhp"}, "n-neee-"),
+        ({"fp", "asimd", "fphp", "asimdhp", "bf16"}, "n-nnee-"),  # Graviton 3
+        ({"bf16"}, "n-enee-"),
     ],
 )
 def test_a_cpu_computes_natively_what_it_has_instructions_for(
@@ -192,8 +214,36 @@ def test_a_cpus_verdict_shows_its_evidence() -> None:
     )
     assert "mode of NVIDIA's tensor cores; products run in full float32" in evidence["tfloat32"]
     assert evidence["float32"].endswith("has float32 units")
-    for format in CPU_FORMATS[4:]:
-        assert evidence[format] == "torch has no general CPU matrix product in it"
+    for format in ("float8_e4m3fn", "float8_e5m2"):
+        assert evidence[format] == "torch._scaled_mm and @ compute it by way of float32"
+    assert evidence["float4_e2m1fn"] == "torch has no CPU matrix product in it"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_cpu_multiplies_float8_by_way_of_float32(dtype: torch.dtype) -> None:
+    """The evidence of the two rows above: small whole numbers, whose sums are exact."""
+    a, b = (torch.arange(n).remainder(3).sub(1).view(16, -1).to(dtype) for n in (512, 256))
+    expected = a.float().t() @ b.float()
+    one = torch.ones(())
+    b = b.t().contiguous().t()
+    scaled = torch._scaled_mm(a.t().contiguous(), b, one, one, out_dtype=torch.float32)
+    assert torch.equal(scaled, expected) and expected.abs().max() > 4
+    assert torch.equal((a.t() @ b).float(), expected.to(dtype).float())
+
+
+@pytest.mark.skipif(
+    not (torch.version.cuda or "").startswith("13."), reason="needs a torch built for CUDA 13"
+)
+def test_wheels_for_cuda_13_have_no_kernels_for_a_v100() -> None:
+    """The chapter "Speed: traps" says so, and what to install."""
+    compiled_for = torch._C._cuda_getArchFlags().split()
+    assert "sm_75" in compiled_for and not {"sm_60", "sm_61", "sm_70"} & set(compiled_for)
+
+
+def test_a_cpu_does_not_multiply_float4() -> None:
+    packed = torch.zeros(16, 16, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(NotImplementedError):
+        packed @ packed
 
 
 def test_features_are_what_the_operating_system_and_torch_name(
@@ -652,3 +702,27 @@ def test_the_package_compiles_nothing_without_it() -> None:
     found = {p for p in package.rglob("*.py") if "torch.compile(" in p.read_text("utf-8")}
     probes = package / "evidence" / "versions"  # they ask torch itself, and nothing else
     assert {p.name for p in found if p.parent != probes} == {"device.py"}
+
+
+# --- the 16-bit dtype to train in ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("card", GPUS)
+def test_a_gpu_trains_in_bfloat16_if_it_has_units_for_it(
+    card: str, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = GPUS[card]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: gpu.compute_capability)
+    assert (native_16_bit() == torch.bfloat16) is ("bfloat16" in gpu.dense_peaks)
+    assert str(native_16_bit("cuda:0")).removeprefix("torch.") in gpu.dense_peaks
+
+
+def test_a_t4_and_a_v100_train_in_float16() -> None:
+    old = [name for name, gpu in GPUS.items() if "bfloat16" not in gpu.dense_peaks]
+    assert {"T4", "V100 SXM2", "V100 PCIe"} <= set(old)
+
+
+def test_a_cpu_trains_in_bfloat16_whatever_its_units(no_gpu: None) -> None:
+    assert native_16_bit() == native_16_bit("cpu") == torch.bfloat16
+    with pytest.raises(RuntimeError, match="torch sees no CUDA GPU"):
+        native_16_bit("cuda")

@@ -209,6 +209,12 @@ def test_a_card_reports_somewhat_less_than_it_is_sold_with(name: str) -> None:
     assert gpu.memory_bytes == int(gpu.memory_gib * GIB) and GIB == 1024**3
 
 
+def test_the_gigabytes_of_a_box_are_units_of_2_to_the_30() -> None:
+    for name in ("RTX 4090", "RTX 3090", "A100 SXM 80GB", "H100 SXM"):  # no error correction apart
+        gpu = GPUS[name]
+        assert 10**9 * SOLD_AS[gpu.model] < gpu.memory_bytes < GIB * SOLD_AS[gpu.model]
+
+
 def test_sizes_of_memory_are_listed_once_from_small_to_large() -> None:
     sizes = memory_sizes()
     assert list(sizes.values()) == sorted(sizes.values())

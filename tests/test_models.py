@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import mpbook.models
-from mpbook.models import CNN, GPT, GPT2_124M, MLP, Attention, Block, GPTConfig, parameter_count
+from mpbook.models import (
+    CNN,
+    GPT,
+    GPT2_124M,
+    MLP,
+    Attention,
+    Block,
+    GPTConfig,
+    ResidualMLP,
+    parameter_count,
+)
 
 SMALL = GPTConfig(vocabulary=19, context=12, layers=2, heads=2, width=16)
 
@@ -58,6 +68,33 @@ def test_an_mlp_is_he_initialised() -> None:
 def test_an_mlp_needs_an_input_and_an_output(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"sizes=.*: expected the features of input and output"):
         MLP(*sizes)
+
+
+def test_a_residual_mlp_adds_to_its_input_what_a_linear_layer_makes_of_the_relu() -> None:
+    model = ResidualMLP(depth=2, width=8, inputs=3, classes=4)
+    x = torch.randn(5, 3)
+    hidden = model[0](x)
+    for block in list(model)[1:3]:
+        hidden = hidden + block.linear(hidden.clamp(min=0))
+    assert torch.equal(model(x), model[4](model[3](hidden)))
+    assert model(x).shape == (5, 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_residual_mlp_of_40_blocks_outgrows_float16_and_is_finite_in_float32(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = ResidualMLP()
+    hidden = model[0](torch.rand(64, 64))
+    for block in list(model)[1:41]:
+        hidden = block(hidden)
+    assert hidden.abs().max() > 4 * 65504
+    assert hidden.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["depth", "width", "inputs", "classes"])
+def test_a_residual_mlp_has_at_least_one_of_each(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0: expected 1 or more"):
+        ResidualMLP(**{name: 0})
 
 
 def test_a_cnn_is_two_convolutions_and_a_linear_layer() -> None:

@@ -2,16 +2,22 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import portability
 import pytest
 import random_order
+import rehearse
 import suite_runs
+import torch
 import versions
+
+from mpbook.evidence.versions import release
 
 
 @pytest.mark.parametrize(
@@ -135,3 +141,55 @@ def test_names_that_nobody_knows_are_refused():
     assert suite_runs.choose("", ["a", "b"]) == ["a", "b"]
     with pytest.raises(SystemExit, match=r"'c': expected some of a, b"):
         suite_runs.choose("a,c", ["a", "b"])
+
+
+needs_what_the_stand_in_needs = pytest.mark.skipif(
+    sys.platform != "linux"
+    or shutil.which("g++") is None
+    or torch.version.cuda is not None
+    or f"torch=={release()}" not in versions.LOCK.read_text("utf-8").splitlines(),
+    reason="the stand-in needs Linux, g++ and the lock's torch, built without CUDA",
+)
+
+ON_A_GPU = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4)).to("cuda")
+inputs = torch.randn(5, 8, device="cuda")
+with torch.autocast("cuda", dtype=torch.bfloat16):
+    logits = model(inputs)
+    normed = nn.functional.softmax(logits, -1)
+logits.float().sum().backward()
+print(logits.device, logits.dtype, normed.dtype, model[0].weight.grad.device)
+print(torch.cuda.get_device_capability(), torch.cuda.memory_allocated() > 0)
+try:
+    inputs + torch.ones(8)
+except RuntimeError as error:
+    print(str(error).split(",")[0])
+"""
+
+
+@needs_what_the_stand_in_needs
+@pytest.mark.parametrize("gpu", rehearse.GPUS)
+def test_the_stand_in_is_a_cuda_device_with_cudas_rules(gpu):
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_GPU],
+        env=rehearse.environment(gpu), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "cuda:0 torch.bfloat16 torch.float32 cuda:0",
+        f"({rehearse.GPUS[gpu].replace('.', ', ')}) True",
+        "Expected all tensors to be on the same device",
+    ]
+
+
+def test_artefacts_of_the_stand_in_are_no_faults_and_faults_stay(monkeypatch):
+    monkeypatch.setattr(rehearse, "ARTEFACTS", {"book/a.ipynb::Cell 3": "no compiler"})
+    outcome = suite_runs.Outcome("x", 1, "2 failed", ("book/a.ipynb::Cell 3", "tests/b.py::c"), 1.0)
+    assert rehearse.without_artefacts(outcome).failures == ("tests/b.py::c",)
+    assert not rehearse.without_artefacts(outcome).passed
+    alone = replace(outcome, failures=outcome.failures[:1])
+    assert rehearse.without_artefacts(alone).passed
+    killed = replace(alone, status=-11)
+    assert not rehearse.without_artefacts(killed).passed

@@ -94,6 +94,42 @@ def test_ml_dtypes_overflows_e4m3_to_nan_and_e2m1_saturates() -> None:
     assert small is not None and small.infinity == "6"
 
 
+def test_the_ties_of_powers_of_two_are_the_numbers_halfway_between_them() -> None:
+    """1.5 and 3. The even code is that of 2: without mantissa bits it alternates from 1 on."""
+    e8m0 = FORMATS["float8_e8m0fnu"]
+    tried: list[float] = []
+
+    def up(x: Tensor) -> Tensor:
+        tried.append(x[0].item())
+        return torch.exp2(x.log2().ceil())
+
+    assert describe("x", up, e8m0).ties == "away from zero"
+    assert tried[:2] == [1.5, 3.0]
+    to_two = describe("x", lambda x: torch.full_like(x, 2.0), e8m0)
+    assert to_two.ties == "to even"
+
+
+def test_e8m0_in_three_libraries() -> None:
+    found = {n: behaviour(peer(n), "float8_e8m0fnu") for n in ("torch", "ml_dtypes", "gfloat")}
+    assert {n: b and b.ties for n, b in found.items()} == {
+        "torch": "away from zero",
+        "ml_dtypes": "away from zero",
+        "gfloat": "to even",
+    }
+    assert found["gfloat"] and found["gfloat"].smallest.endswith(", NaN")  # 0 has no code
+
+
+def test_what_a_library_rounds_without_codes_is_shown_as_it_is_stored() -> None:
+    small = behaviour(peer("gfloat"), E2M1)
+    assert small and small.nan == "ValueError"  # no code, though gfloat rounds NaN to NaN
+
+
+def test_a_library_that_is_told_bits_alone_says_so() -> None:
+    peer_of_bits = Peer("bits", "1.0", lambda format: torch.clone, told_bits_only=True)
+    found = behaviour(peer_of_bits, E4M3)
+    assert found and found.library == "bits 1.0, told 4 + 3 bits"
+
+
 def test_looking_at_the_peers_changes_no_global_state() -> None:
     import logging
 

@@ -8,6 +8,7 @@ as a notebook of one cell. CONTRIBUTING says what an author does about each find
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -30,6 +31,8 @@ PARTS = (
 TRAPS = "_traps"
 """A chapter of many words gives its traps to the page NAME_traps, which is no chapter."""
 MAX_WORDS = 5_000
+MANY_WORDS = 1_500
+"""A link to a page of more words than these names the section that it means."""
 MAX_CELL_LINES = 30
 MAX_NOTEBOOK_BYTES = 1_500_000
 MIN_EXERCISES = 3
@@ -273,16 +276,86 @@ def no_bare_version(page: NotebookNode) -> list[Finding]:
     ]
 
 
+# --- no link to the top of a long page -----------------------------------------------------------
+
+_PAGE_LINK = re.compile(
+    r"(?<!!)\[(?P<text>[^\]]+)\]\((?:[\w./-]*/)?(?P<page>\w+\.(?:ipynb|md))\)"
+    r"|\{(?:doc|ref)\}`(?P<said>[^`<]*?)\s*<?(?:[\w./-]*/)?(?P<place>[\w-]+)>?`"
+)
+_WHOLE_PAGE = re.compile(r"<!--\s*lint:\s*whole page\b(?P<reason>.*?)-->", re.S)
+_TOP = re.compile(r"(?:^\((?P<target>[\w-]+)\)=\s*\n)?^# +(?P<title>.+)$", re.M)
+
+
+@functools.cache
+def _long_pages(book: Path = BOOK) -> dict[str, set[str]]:
+    """The titles by which a link may mean the whole of a long page, by its file and its target."""
+    found: dict[str, set[str]] = {}
+    for path in pages(book):
+        page = read(path)
+        top = next(
+            (top for _, c in cells(page, "markdown") if (top := _TOP.search(c.source))), None
+        )
+        api = any("automodule::" in cell.source for cell in page.cells)
+        if top and (api or count_words(page) > MANY_WORDS):
+            title = top["title"].replace("`", "").strip()
+            for name in (path.name, path.stem, top["target"] or path.stem):
+                found.setdefault(name, set()).update({title, title.partition(":")[0]})
+    return found
+
+
+def links_to_tops(text: str) -> list[str]:
+    """Return the links of a Markdown text that land on the top of a long page and mean a section.
+
+    A link means the whole page if its text is the page's title, or the title up to its colon, or
+    says "chapter" or "page"; else the paragraph says so: `<!-- lint: whole page: WHY -->`.
+    """
+    found = []
+    for paragraph in _paragraphs(text):
+        escape = _WHOLE_PAGE.search(paragraph)
+        if escape and escape["reason"].strip(" :,-\n"):
+            continue
+        for link in _PAGE_LINK.finditer(paragraph):
+            said = " ".join((link["text"] or link["said"] or "").replace("`", "").split())
+            place = link["page"] or link["place"]
+            whole = not said or re.search(r"\b(?:chapter|page)s?\b", said)
+            if not whole and said not in _long_pages().get(place, {said}):
+                found.append(f"{said!r} to {place}")
+    return found
+
+
+def no_link_to_a_top(page: NotebookNode) -> list[Finding]:
+    """No link, made by a cell or written, lands on the top of a long page and means a section."""
+    texts = [(index, cell.source) for index, cell in cells(page, "markdown")]
+    texts += [
+        (index, "".join(output.data["text/markdown"]))
+        for index, cell in cells(page, "code")
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
+    return [
+        Finding(index, f"link to the top of a long page: {link} (name the section, or say that the"
+                " whole page is meant)")
+        for index, text in texts
+        for link in links_to_tops(text)
+    ]  # fmt: skip
+
+
 # --- what a chapter has --------------------------------------------------------------------------
 
 
-def short_enough(page: NotebookNode) -> list[Finding]:
-    """A chapter can be read at one sitting: its words, code included, outputs and solutions not."""
+def count_words(page: NotebookNode) -> int:
+    """Count a page's words, code included, outputs and solutions not."""
     words, hidden = 0, False
     for cell in page.cells:
         hidden = "{solution-start}" in cell.source or (hidden and cell.cell_type == "code")
         if not hidden and "hide-cell" not in tags(cell):
             words += len(cell.source.split())
+    return words
+
+
+def short_enough(page: NotebookNode) -> list[Finding]:
+    """A chapter can be read at one sitting."""
+    words = count_words(page)
     if words <= MAX_WORDS:
         return []
     return [
@@ -364,7 +437,7 @@ def external_css_loads(css: str) -> list[str]:
 # --- the command ---------------------------------------------------------------------------------
 
 PAGE_RULES: tuple[Rule, ...] = (
-    alt_text, no_bare_version, no_doubled_line, no_measured_literal, no_todo,
+    alt_text, no_bare_version, no_doubled_line, no_link_to_a_top, no_measured_literal, no_todo,
 )  # fmt: skip
 NOTEBOOK_RULES: tuple[Rule, ...] = (
     executed, no_stray_errors, normal_form, widgets_have_a_twin, size_budget, short_cells,

@@ -5,7 +5,7 @@
 * Loads the explorers' scripts and style only on pages that hold an explorer.
 * Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
   warns about a picture without one, which fails a build with `-W`.
-* Lets a keyboard reach tables that scroll.
+* Lets a keyboard reach tables that scroll, and names the folds of the contents.
 * Adds buttons that open a notebook in Colab or Binder where the build knows its repository, from
   `MPBOOK_REPOSITORY=OWNER/NAME` in the environment.
 * Drops sphinx-thebe, whose scripts name a CDN and declare the same constants twice, and keeps
@@ -77,17 +77,26 @@ def load_explorers(app: Sphinx, _page: str, _template: str, context: Context, _:
     app.add_js_file("mount.js")
 
 
-def quiet_search(app: Sphinx, page: str, _template: str, _context: Context, _: object) -> None:
-    """Search from disk without excerpts: a page opened from disk may not read another one."""
-    if page == "search":
-        option = "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY"
-        app.add_js_file(None, body=f'if (location.protocol === "file:") {option} = false;')
-
-
 def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
     """Mend the page's HTML where axe finds it wanting."""
     for html, better in ACCESSIBLE.items():
         context["body"] = context.get("body", "").replace(html, better)
+
+
+def name_folds(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
+    """Give each fold of the contents a name for a screen reader: the theme's is a bare arrow."""
+    make = context.get("generate_toctree_html")
+    if make is None:
+        return
+
+    def named(*arguments: Any, **options: Any) -> Any:
+        contents = make(*arguments, **options)
+        for summary in contents.select("li > details > summary"):
+            if link := summary.find_parent("li").find("a"):
+                summary["aria-label"] = f"Pages of {link.get_text().strip()}"
+        return contents
+
+    context["generate_toctree_html"] = named
 
 
 def drop_mathjax(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
@@ -156,8 +165,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_launch_buttons)
     app.connect("doctree-read", add_alt_texts)
     app.connect("html-page-context", load_explorers)
-    app.connect("html-page-context", quiet_search)
     app.connect("html-page-context", make_accessible)
     app.connect("html-page-context", drop_mathjax, priority=900)
+    app.connect("html-page-context", name_folds, priority=900)
     app.connect("build-finished", write_bundles)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -30,6 +30,9 @@ KINDS = {
 KEYS = {"kind", "seen", "means", "words"}
 MAX_CURE_LINES = 12
 _HEADING = re.compile(r"(?:\(([\w-]+)\)=\s*\n)?(#{2,4}) +(.+)")
+_MARKED = re.compile(
+    r"\{[\w:]+\}`([^`<]*?)\s*(?:<[^`]*>)?`|`+([^`]+)`+|!?\[([^]]*)\]\([^)]*\)|\*+([^*\s][^*]*)\*+"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ def problems(page: NotebookNode) -> list[tuple[int, str]]:
         }
         found += [(symptom.cell, reason) for reason, holds in wrong.items() if holds]
     return found
+
+
+def plain(text: str) -> str:
+    """Return a sentence without its Markdown: of roles, code and links the words alone."""
+    return _MARKED.sub(lambda match: next(filter(None, match.groups()), ""), text)
 
 
 def _cures(page: NotebookNode, start: int) -> list[str]:

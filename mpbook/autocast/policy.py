@@ -8,6 +8,10 @@ Inside `torch.autocast` an operator meets one of a few fates:
   errors.
 * *widest input*: takes several tensors that must agree, so all are cast to the widest dtype.
 * *as its inputs*: no list names it, so it runs as it would without autocast.  Most operators.
+* *its parts follow their own rules*: it is made of operators that meet different fates.  The one
+  that surprises is ``cross_entropy`` on CUDA: the result is float32, and the log-probabilities
+  before it were rounded to 16 bits.  It hands ``log_softmax`` the dtype of the logits, and CUDA's
+  rule for ``log_softmax`` sets float32 only where no dtype is given.
 * *refuses*: raises, because it would go wrong.
 
 Which operator meets which fate differs between CPU and CUDA and from one torch to the next, and the
@@ -15,11 +19,11 @@ lists in the documentation differ from both.  So `measure_policy` runs each oper
 float16, bfloat16 and a mixture, inside autocast and outside, and compares what comes out.
 `side_by_side` lays devices and versions next to each other.
 
-What can be seen: the dtype that goes in and comes out, and the dtypes of the operands that reach
-kernels once autocast has cast them.  What cannot: in which dtype a kernel adds up internally.  Most
-16-bit kernels accumulate in float32; none says so in its dtypes.  An operator that natively
-promotes mixed inputs and one that autocast promotes look alike, except that autocast refuses the
-16-bit dtype that is not its own.
+What can be seen: the dtype that goes in and comes out, the dtypes of the operands that reach
+kernels once autocast has cast them, and those of what the kernels return.  What cannot: in which
+dtype a kernel adds up internally.  Most 16-bit kernels accumulate in float32; none says so in its
+dtypes.  An operator that natively promotes mixed inputs and one that autocast promotes look alike,
+except that autocast refuses the 16-bit dtype that is not its own.
 
 The rules for CUDA are compiled into every torch.  ``tensors="fake"`` asks for them without a GPU:
 tensors that have a device and a dtype but no data pass the same dispatcher.  No kernel runs, so
@@ -33,7 +37,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -62,7 +66,9 @@ NOT_RECORDED = "not recorded yet"
 class Observation:
     """One operator on inputs of one dtype, inside autocast and outside.
 
-    Dtypes are names without ``torch.``; an empty one stands for a call that raised.
+    ``computed_in`` has the dtypes of its kernels' operands, ``rounded_to`` those of the kernels'
+    results: a kernel that takes 16 bits and returns float32 has rounded nothing.  Dtypes are names
+    without ``torch.``; an empty one stands for a call that raised.
     """
 
     inputs: str
@@ -70,6 +76,7 @@ class Observation:
     computed_in: tuple[str, ...]
     output_without_autocast: str
     error: str = ""
+    rounded_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,11 @@ class Policy:
             raise ValueError(f'filter="{filter}": matches no operator, family or category')
         rows = [
             (rule.operator, seen.inputs, seen.output or f"raises: {seen.error}",
-             ", ".join(seen.computed_in) or "-", rule.category)
+             ", ".join(seen.computed_in) or "-", ", ".join(seen.rounded_to) or "-", rule.category)
             for rule in kept
             for seen in rule.observations
         ]  # fmt: skip
-        header = ["operator", "inputs", "output", "operands of the kernels", "autocast"]
+        header = ["operator", "inputs", "output", "kernels take", "kernels return", "autocast"]
         return Table(header, rows, caption=self.caption)
 
     @property
@@ -185,7 +192,8 @@ class Policy:
 
 
 def _observation(saved: Mapping[str, Any]) -> Observation:
-    return Observation(**{**saved, "computed_in": tuple(saved["computed_in"])})
+    dtypes = {name: tuple(saved[name]) for name in ("computed_in", "rounded_to")}
+    return Observation(**{**saved, **dtypes})
 
 
 def categorise(observations: Sequence[Observation], autocast_dtype: str) -> Category:
@@ -204,7 +212,8 @@ def categorise(observations: Sequence[Observation], autocast_dtype: str) -> Cate
     if full.output == autocast_dtype != full.output_without_autocast:
         return "lower precision"
     if _is_full(low.output) and not _is_full(low.output_without_autocast):
-        return "float32"
+        # The dtype of the result hides it when a part before the last has rounded to 16 bits.
+        return "its parts follow their own rules" if autocast_dtype in low.rounded_to else "float32"
     if _promotes(by_inputs):
         return "widest input"
     if autocast_dtype in full.computed_in:
@@ -292,10 +301,11 @@ def _measure(operator: Operator, device: torch.device, lower: torch.dtype, *, fa
             for shape, dtype in zip(operator.shapes, dtypes, strict=True)
         ]
         with autocast_set(device.type, lower, enabled=False):
-            without, _, _ = _run(operator.call, tensors)
+            without = _run(operator.call, tensors).output
         with autocast_set(device.type, lower, enabled=True):
-            output, computed_in, error = _run(operator.call, tensors)
-        seen.append(Observation(inputs, output, computed_in, without, error))
+            seen.append(
+                replace(_run(operator.call, tensors, inputs), output_without_autocast=without)
+            )
     return Rule(operator.name, operator.family, dtype_name(lower), tuple(seen))
 
 
@@ -325,28 +335,30 @@ def autocast_set(device_type: str, dtype: torch.dtype, *, enabled: bool) -> Iter
         torch.set_autocast_dtype(device_type, before[1])
 
 
-def _run(call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[str, tuple[str, ...], str]:
-    """The dtype of the result, those of the kernels' operands, and what was raised, if anything."""
-    operands = _Operands()
+def _run(call: Callable[..., Any], tensors: Sequence[Tensor], inputs: str = "") -> Observation:
+    """What one call gave, and what went into and came out of its kernels, or what was raised."""
+    kernels = _Kernels()
     try:
-        with operands:
+        with kernels:
             result = call(*tensors)
     except Exception as error:  # whatever an operator raises is what we want to know
-        return "", (), str(error).splitlines()[0]
+        return Observation(inputs, "", (), "", str(error).splitlines()[0])
     while isinstance(result, tuple):
         result = result[0]
-    return dtype_name(result.dtype), tuple(sorted(operands.dtypes)), ""
+    dtypes = tuple(sorted(kernels.operands)), tuple(sorted(kernels.results))
+    return Observation(inputs, dtype_name(result.dtype), dtypes[0], "", rounded_to=dtypes[1])
 
 
-class _Operands(TorchDispatchMode):
-    """Collects the floating dtypes that reach kernels, below autocast.
+class _Kernels(TorchDispatchMode):
+    """Collects the floating dtypes that kernels are given and return, below autocast.
 
     Casts, views, copies and fresh tensors compute nothing, so their dtypes do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.dtypes: set[str] = set()
+        self.operands: set[str] = set()
+        self.results: set[str] = set()
 
     def __torch_dispatch__(
         self,
@@ -356,11 +368,16 @@ class _Operands(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run one operator of torch."""
+        result = func(*args, **(kwargs or {}))
         if computes(func):
-            leaves = tree_leaves((args, kwargs))
-            floating = (x for x in leaves if isinstance(x, Tensor) and x.is_floating_point())
-            self.dtypes |= {dtype_name(x.dtype) for x in floating}
-        return func(*args, **(kwargs or {}))
+            self.operands |= _floating_dtypes((args, kwargs))
+            self.results |= _floating_dtypes(result)
+        return result
+
+
+def _floating_dtypes(nest: Any) -> set[str]:
+    leaves = (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+    return {dtype_name(leaf.dtype) for leaf in leaves if leaf.is_floating_point()}
 
 
 def computes(func: Any) -> bool:

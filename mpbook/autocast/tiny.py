@@ -15,8 +15,8 @@ one node of the graph: all uses of the weight share the copy, and add their grad
 The backward pass needs no rule of its own.  Autograd recorded the casts, and the gradient of a cast
 is the cast back, so each operator's backward runs in the dtype of its forward.
 
-The lists here hold what the models of this book call; `mpbook.autocast.policy` measures the full
-ones.  Taught in the chapter "Autocast".
+The lists here are a CPU's, cut down to what the models of this book call; `mpbook.autocast.policy`
+measures the full ones, CUDA's too.  Taught in the chapter "Autocast".
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ LOWER_PRECISION: frozenset[Any] = frozenset(
 """Products of matrices: what tensor cores speed up."""
 
 FLOAT32: frozenset[Any] = frozenset({functional.cross_entropy, functional.mse_loss})
-"""Losses.  CUDA's autocast has many more: exponentials, norms, softmax, sums."""
+"""Losses, as a CPU has them.  CUDA's list has many more (exponentials, norms, softmax, sums), and
+``cross_entropy`` is not among them: there it takes the logarithms of 16-bit logits in 16 bits.
+``mse_loss`` is on both."""
 
 
 class TinyAutocast(TorchFunctionMode):

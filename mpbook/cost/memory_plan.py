@@ -68,6 +68,10 @@ class MemoryPlan:
     backward pass begins; the gradients of the last block's GELU, less what is freed by then; and
     what the optimizer's step allocates, or the backward pass just before it for the matrix that
     embedding and output share.
+
+    The loss is planned as `mpbook.training.loss_of` computes it, in eager mode: on float32 logits,
+    of which the caller keeps none.  A loop whose variable ``logits`` lives until the backward pass
+    holds them as well, in the dtype of the products.
     """
 
     parameter_count: int

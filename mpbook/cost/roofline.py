@@ -11,8 +11,10 @@ The two meet at the *ridge*, peak / bandwidth.  Left of it work is memory-bound:
 help because there are fewer bytes, by a factor of two at best from float32 to 16 bits.  Right of it
 work is compute-bound, and narrower numbers help because tensor cores multiply them faster.
 
-The counts here are the least that work can take: every operand read once and every result written
-once.  A real kernel moves more and never computes at its peak, so a measured point lies below.
+It is a model.  Every operand is counted as read from memory once and every result as written once,
+and a card's peak is what its data sheet states.  A real kernel moves more and computes at less than
+its peak, so that a measured point mostly lies below; where a cache still holds the operands, or a
+kernel leaves out what a causal mask hides, it can lie above.
 Source: Williams, Waterman and Patterson 2009, "Roofline".
 
 Taught in the chapter "Speed".
@@ -126,7 +128,7 @@ def attention(
 
 
 def gpt_step(config: GPTConfig, *, batch: int, format: str) -> tuple[Work, ...]:
-    """The parts of one training step of a GPT with AdamW, forward, backward and update.
+    """The parts of one eager training step of a GPT with AdamW: forward, backward and update.
 
     Products and GELU are in ``format``.  With a 16-bit one the weights stay float32, are cast once
     a step, and residuals, norms and the loss are float32, as autocast has it.  A layer has one
@@ -262,7 +264,7 @@ class Roof:
         return "compute" if work.intensity >= ridge else "memory"
 
     def seconds(self, work: Work, format: str) -> float:
-        """The least that this work can take."""
+        """What this work takes by the model: its arithmetic or its bytes, whichever is more."""
         return max(work.flops / self._speed(work, format), work.bytes / self.bandwidth)
 
     def _speed(self, work: Work, format: str) -> float:

@@ -16,14 +16,20 @@ famous claim on trial".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mpbook.cost.measure import Spread
+from mpbook.data import standard_library
 from mpbook.evidence.ladders import NOT_RECORDED, throughputs
 from mpbook.evidence.records import Record
+from mpbook.models import GPT, GPTConfig
 from mpbook.notebook import Table
+from mpbook.training import Comparison, compare
 from mpbook.training.paired import PairedDifference
 
 EXPERIMENTS = ("gpt2_memory", "gpt2_throughput", "optimisation_ladder", "bf16_pairs")
@@ -88,6 +94,26 @@ class MemoryLine:
         if missing <= 0:
             return 0.0
         return missing / gained if gained > 0 else None
+
+    def tokens_until(self, saving: float, *, to: MemoryLine) -> float | None:
+        """The most tokens up to which a saving lasts that is there from the start.
+
+        Returns:
+            None if it is not there from the start, infinity if it never ends.
+
+        Raises:
+            ValueError: a saving of 1 or more.
+
+        >>> MemoryLine(50, 1).tokens_until(0.4, to=MemoryLine(100, 1))
+        25.0
+        """
+        if not saving < 1:
+            raise ValueError(f"saving={saving}: expected less than 1, 0.4 for 40%")
+        spare = (1 - saving) * to.fixed - self.fixed
+        lost = self.per_token - (1 - saving) * to.per_token
+        if spare < 0:
+            return None
+        return spare / lost if lost > 0 else math.inf
 
 
 # --- Speed: two terms --------------------------------------------------------------------------
@@ -168,6 +194,31 @@ def _held(row: Mapping[str, Any]) -> int | None:
 
 def _saving(bytes_here: int | None, bytes_there: int | None) -> float | None:
     return None if bytes_here is None or bytes_there is None else 1 - bytes_here / bytes_there
+
+
+def short_runs(precisions: Sequence[str], *, device: torch.device, seeds: int = 8) -> Comparison:
+    """Fifty steps of a small GPT in each precision, from the same weights on the same batches.
+
+    The runs by which the chapter and, until there is a record, the ledger of claims judge quality.
+
+    Args:
+        precisions: the first is what the others are compared with.
+        device: where; a GPU gets a wider model and more sequences.
+        seeds: how many runs in each precision.
+    """
+    width, batch_size = (128, 16) if device.type == "cuda" else (64, 8)
+    return compare(
+        lambda seed: GPT(GPTConfig(width=width)),
+        standard_library(megabytes=2),
+        precisions,
+        steps=50,
+        seeds=seeds,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        warmup_steps=10,
+        decay="cosine",
+        device=device,
+    )
 
 
 def quality(record: Record | None, precision: str, *, margin: float, to: str = "32-true") -> str:

@@ -76,7 +76,7 @@ def _copy_and_gradient(batch: int, time: int, vocabulary: int) -> int:
 
 # --- optimizer_bytes: AdamW's state, in 32 or in 8 bits ------------------------------------------
 
-_STATES = [(4096, 32, 2048), (4096, 8, 2048), (4096, 8, 256), (5000, 8, 2048), (124439808, 8, 2048)]
+_STATES = [(4096, 32, 256), (4096, 8, 256), (4096, 8, 2048), (5000, 8, 256), (124439808, 8, 256)]
 
 
 def _optimizer_bytes(parameters: int, bits: int, block: int) -> int:

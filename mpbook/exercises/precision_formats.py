@@ -6,6 +6,7 @@ import math
 
 from mpbook.exercises._checking import Exercise
 from mpbook.formats import FORMATS, FloatFormat, as_format, decode, encode, fields, ulp
+from mpbook.formats.sums import overflow_rule
 
 E4M3 = FORMATS["float8_e4m3fn"]
 
@@ -82,16 +83,21 @@ _FATES = [
     (60000.0, "float8_e5m2"),
     (61440.0, "float8_e5m2"),
     (5e-6, "float8_e5m2"),
+    (448.0, "float8_e4m3fn"),
+    (463.0, "float8_e4m3fn"),
+    (464.0, "float8_e4m3fn"),
+    (465.0, "float8_e4m3fn"),
 ]
 
 
 def _fate(value: float, format: str) -> str:
     """Underflows, overflows, subnormal, exact or rounded, in this order."""
     description = as_format(format)
-    result = decode(encode(value, description, overflow="inf"), description)
+    code = encode(value, description, overflow=overflow_rule(description))
+    result = decode(code, description)
     if result == 0 != value:
         return "underflows"
-    if math.isinf(result):
+    if not math.isfinite(result):
         return "overflows"
     if abs(result) < description.smallest_normal:
         return "subnormal"
@@ -111,10 +117,18 @@ def _ties_away_from_zero(value: float, format: str) -> str:
     return "subnormal" if value == subnormal / 2 else _fate(value, format)
 
 
+def _is_the_last_tie(value: float, format: str) -> bool:
+    """Whether a value lies half a gap above the largest number."""
+    largest = FORMATS[format].max
+    return value == largest + _gap(largest, format) / 2
+
+
 def _the_tie_belongs_to_max(value: float, format: str) -> str:
-    description = FORMATS[format]
-    next_binade = 2.0 ** math.frexp(description.max)[1]
-    return "rounded" if value == (description.max + next_binade) / 2 else _fate(value, format)
+    return "rounded" if _is_the_last_tie(value, format) else _fate(value, format)
+
+
+def _the_tie_overflows(value: float, format: str) -> str:
+    return "overflows" if _is_the_last_tie(value, format) else _fate(value, format)
 
 
 # --- gap: the distance to the next number -----------------------------------------------------
@@ -249,8 +263,10 @@ EXERCISES = {
             "Exactly half of the smallest subnormal is a tie, and 0 is even.": _ties_away_from_zero,
             "A value above the largest number overflows only from half a gap on: below, the "
             "largest number is the nearest.": _overflows_above_max,
-            "Half a gap above the largest number is a tie. The largest number is odd, so the tie "
-            "goes up, to infinity.": _the_tie_belongs_to_max,
+            "Half a gap above the largest number is a tie. The code of the largest number is odd "
+            "in an IEEE-style format, so the tie goes up.": _the_tie_belongs_to_max,
+            "Half a gap above the largest number is a tie, and in e4m3fn the largest number has an "
+            "even code: the tie goes down to it.": _the_tie_overflows,
         },
         describe=lambda value, format: f"{value!r} in {format}",
     ),

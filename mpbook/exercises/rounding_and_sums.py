@@ -127,6 +127,9 @@ _DECAYS = [
     (1.0, 0.997, "bfloat16"),
     (1.0078125, 0.997, "bfloat16"),
     (1.9921875, 0.9975, "bfloat16"),
+    (1.0, 1 - 2.0**-9, "bfloat16"),
+    (1.0, 1 - 2.0**-12, "float16"),
+    (1.0078125, 257 / 258, "bfloat16"),
 ]
 
 
@@ -144,6 +147,16 @@ def _half_an_eps_is_the_limit(value: float, decay: float, format: str) -> bool:
 
 def _a_quarter_is_the_limit(value: float, decay: float, format: str) -> bool:
     return 1 - decay < FORMATS[format].eps / 4
+
+
+def _a_tie_moves(value: float, decay: float, format: str) -> bool:
+    below, _ = _between(value, format)
+    return value - value * decay < (value - below) / 2
+
+
+def _a_tie_is_lost(value: float, decay: float, format: str) -> bool:
+    below, _ = _between(value, format)
+    return value - value * decay <= (value - below) / 2
 
 
 def _absolute(value: float, decay: float, format: str) -> bool:
@@ -233,6 +246,10 @@ EXERCISES = {
             "twice as wide, and so is the limit.": _a_quarter_is_the_limit,
             "The limit grows with the value: what counts is the decay relative to the gap there, "
             "so a small value freezes as well.": _absolute,
+            "Exactly half a gap is a tie, and goes to the neighbour whose code is even: a value "
+            "with an even code stays.": _a_tie_moves,
+            "Exactly half a gap is a tie, and goes to the neighbour whose code is even: a value "
+            "with an odd code moves.": _a_tie_is_lost,
         },
         describe=lambda value, decay, format: f"{value:g} times {decay:g} in {format}",
     ),

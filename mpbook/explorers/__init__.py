@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.gpu_explorer import GpuExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
     from mpbook.explorers.memory_explorer import MemoryExplorer
+    from mpbook.explorers.published_explorer import PublishedExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
     from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
@@ -22,6 +23,7 @@ __all__ = [
     "GpuExplorer",
     "LossScaleExplorer",
     "MemoryExplorer",
+    "PublishedExplorer",
     "RangeResolutionExplorer",
     "RooflineExplorer",
     "SumExplorer",
@@ -32,6 +34,7 @@ _MODULES = {
     "GpuExplorer": "gpu_explorer",
     "LossScaleExplorer": "loss_scale_explorer",
     "MemoryExplorer": "memory_explorer",
+    "PublishedExplorer": "published_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
     "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",

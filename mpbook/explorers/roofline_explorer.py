@@ -84,7 +84,7 @@ class RooflineExplorer(Explorer):
         ValueError: an argument that cannot be drawn; it names what would be right.
 
     >>> RooflineExplorer("H100 SXM", sizes={"m": 1}).sentences()[2]
-    'At least 10.0 µs; in float32 at least 2.00 times as long.'
+    'On paper 10.0 µs; in float32 2.00 times as long.'
     """
 
     _esm = linked(STATIC / "roofline_explorer.mjs")
@@ -148,7 +148,7 @@ class RooflineExplorer(Explorer):
         return gpt_step(config, batch=s["batch"], format=format)
 
     def sentences(self) -> list[str]:
-        """What the work takes, what holds it back, and how long it takes at least."""
+        """What the work takes, what holds it back, and how long it takes on paper."""
         format, roof = self.shown_format, self.roof
         parts = self.parts(format)
         flops, moved = sum(p.flops for p in parts), sum(p.bytes for p in parts)
@@ -161,11 +161,11 @@ class RooflineExplorer(Explorer):
             second = _what_a_step_reaches(parts, roof, format, flops / seconds)
         else:
             second = _what_holds_it_back(parts[0], roof, format)
-        last = f"At least {_size(seconds, 's')}"
+        last = f"On paper {_size(seconds, 's')}"
         if format == "float32":
             return [first, second, f"{last}."]
         ratio = _digits(self._seconds("float32") / seconds)
-        return [first, second, f"{last}; in float32 at least {ratio} times as long."]
+        return [first, second, f"{last}; in float32 {ratio} times as long."]
 
     def _seconds(self, format: str) -> float:
         return sum(self.roof.seconds(part, format) for part in self.parts(format))
@@ -211,8 +211,8 @@ def _what_a_step_reaches(parts: Sequence[Work], roof: Roof, format: str, rate: f
     share = _digits(100 * of_products / sum(times))
     mfu = _digits(100 * rate / roof.peak(format))
     return (
-        f"On {roof.name} in {format}, {share}% of the least time is matrix products: "
-        f"at most {_size(rate, 'flop/s')}, an MFU of {mfu}%."
+        f"On {roof.name} in {format}, {share}% of that time is matrix products: "
+        f"{_size(rate, 'flop/s')}, an MFU of {mfu}%."
     )
 
 

@@ -159,8 +159,9 @@ def kahan_sum(
 ) -> Tensor:
     """The sum over the last dimension with the error of each addition put back into the next.
 
-    Arguments, result and errors are those of `running_sum`.  Source: Kahan, "Further remarks on
-    reducing truncation errors", Communications of the ACM 8 (1965).
+    The error is carried in the format too, so a sum of ones stalls in the end, at
+    2**(2 * precision).  Arguments, result and errors are those of `running_sum`.  Source: Kahan,
+    "Further remarks on reducing truncation errors", Communications of the ACM 8 (1965).
 
     >>> kahan_sum(torch.ones(1000), "bfloat16")
     tensor(1000., dtype=torch.float64)

@@ -6,7 +6,8 @@ is not finite.
 With ``accumulation_steps=N`` the batch goes through the model in N micro-batches.  Each one's mean
 loss is divided by N, so that the gradients add up to those of the whole batch, and all of them are
 scaled alike; unscale, clip, step and update come once, after the last, and an infinity in any of
-them skips the step.  The gradients add up in ``parameter.grad``, which has the parameter's dtype:
+them skips the step.  The gradients add up in ``parameter.grad``, which has the parameter's dtype
+unless ``parameter.grad_dtype`` says otherwise:
 
 * float32 weights, autocast included: float32.  (Autocast casts the weights anew each time.)
 * 16-bit weights, with master weights or without: 16 bits, and every addition rounds.  The

@@ -1,13 +1,15 @@
-"""A torch that calls itself a CUDA build, in every Python that starts: kernels and children too.
+"""Another machine in every Python that starts, kernels and children too.
 
-Python imports this file at its start where this folder is on ``PYTHONPATH``, as `portability` puts
-it.  It does nothing unless ``MPBOOK_TORCH_BUILD`` names a build, such as ``cu130``.
+Python imports this file at its start where this folder is on ``PYTHONPATH``, as `portability` and
+`rehearse` put it.  ``MPBOOK_TORCH_BUILD`` names a build, such as ``cu130``: torch calls itself so.
+``MPBOOK_STAND_IN`` names a capability, such as ``8.0``: torch has a GPU of it (`stand_in`).
 """
 
 import importlib.machinery
 import os
 import sys
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 
 BUILD = os.environ.get("MPBOOK_TORCH_BUILD", "")
 
@@ -33,3 +35,7 @@ class _VersionOfABuild(MetaPathFinder):
 
 if BUILD:
     sys.meta_path.insert(0, _VersionOfABuild())
+
+if os.environ.get("MPBOOK_STAND_IN"):
+    sys.path.append(str(Path(__file__).parents[1]))
+    import stand_in  # noqa: F401  # installs the device

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from visits import needs_compiler
 
 from mpbook.cost.activation_checkpointing import checkpoint_blocks
 from mpbook.cost.live_memory import LiveMemory
@@ -29,6 +31,7 @@ from mpbook.cost.saved_tensors import (
     saved_tensors,
 )
 from mpbook.data import ByteCorpus
+from mpbook.device import compiled
 from mpbook.device_facts import memory_sizes
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
 from mpbook.optimizers import OPTIMIZERS, Hyperparameters, build, hidden_matrices
@@ -501,6 +504,97 @@ def test_bars_are_as_long_as_the_peaks() -> None:
     assert ends == pytest.approx([p.peak / 1e6 for p in plans.values()])
     with pytest.raises(ValueError, match="at least one"):
         draw({})
+
+
+# --- What the plan does not have: other loops, other losses -------------------------------------
+
+LOGITS = GPTConfig(vocabulary=4096, context=16, layers=1, heads=2, width=32)
+"""Nearly all of whose memory is the logits."""
+
+
+def logits_at_peak(precision: str, loop: str) -> float:
+    """The peak of a step of an ordinary loop, in float32 tensors as large as the logits."""
+    chosen = PRECISIONS[precision]
+    torch.manual_seed(0)
+    model = GPT(LOGITS).to(chosen.parameter_dtype)
+    tokens = torch.zeros(64, 16, dtype=torch.int64)
+    with LiveMemory() as live:
+        with autocast(chosen, torch.device("cpu")):
+            logits = model(tokens)
+        wide = logits if loop == "16-bit loss" else logits.float()
+        if loop == "planned":
+            del logits
+        loss = cross_entropy(wide, tokens)
+        del wide
+        loss.backward()
+    return live.peak / (4 * tokens.numel() * LOGITS.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("precision", "loop", "expected"),
+    [
+        ("32-true", "planned", 3.0),
+        ("bf16-mixed", "planned", 3.0),
+        ("bf16-true", "planned", 3.0),
+        ("32-true", "ordinary", 4.0),
+        ("bf16-mixed", "ordinary", 3.5),
+        ("bf16-true", "ordinary", 3.5),
+        ("bf16-true", "16-bit loss", 2.0),
+    ],
+)
+def test_a_variable_that_keeps_the_logits_keeps_their_bytes(
+    precision: str, loop: str, expected: float
+) -> None:
+    assert logits_at_peak(precision, loop) == pytest.approx(expected, abs=0.2)
+
+
+def test_cudas_autocast_keeps_more_for_a_loss_in_16_bits_than_for_one_in_float32() -> None:
+    """The operators of `cross_entropy` under CUDA's autocast, one by one, on a CPU."""
+    tokens, kept = torch.zeros(64, dtype=torch.int64), {}
+    for narrow in (True, False):
+        logits = torch.zeros(64, 512, dtype=torch.bfloat16, requires_grad=True)
+        with saved_for_backward(torch.nn.Module()) as count:
+            if narrow:  # what test_experiments.py sees CUDA's autocast do
+                log_probabilities = torch.log_softmax(logits, -1).float()
+            else:
+                log_probabilities = torch.log_softmax(logits.float(), -1)
+            torch.nn.functional.nll_loss(log_probabilities, tokens)
+        kept[narrow] = count() / logits.numel()
+    assert kept[True] == pytest.approx(6, abs=0.1) and kept[False] == pytest.approx(4, abs=0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mixed", [False, True])
+def test_compiled_with_its_loss_a_model_has_one_tensor_of_logits(mixed: bool) -> None:
+    """Three in eager mode; the code of Inductor allocates one, in 16 bits under autocast."""
+    from torch._inductor.utils import run_and_get_code
+
+    hidden, weight = torch.ones(48, 8, requires_grad=True), torch.ones(160, 8, requires_grad=True)
+
+    def loss_of(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            logits = torch.nn.functional.linear(hidden, weight)
+        return cross_entropy(logits.float(), torch.zeros(48, dtype=torch.int64))
+
+    step = compiled(loss_of)
+    _, sources = run_and_get_code(lambda: step(hidden, weight).backward())
+    found = re.findall(r"empty_strided_cpu\(\(48, 160\), \(160, 1\), (\S+)\)", "".join(sources))
+    assert found == ["torch.bfloat16" if mixed else "torch.float32"]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="this torch has none"
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_linear_cross_entropy_keeps_no_logits_only_if_it_is_given_options(chunked: bool) -> None:
+    functional: Any = torch.nn.functional
+    options = torch.nn.LinearCrossEntropyOptions() if chunked else None  # type: ignore[attr-defined]
+    hidden, weight = (torch.randn(n, 32, requires_grad=True) for n in (1024, 4096))
+    with LiveMemory() as live:
+        targets = torch.zeros(1024, dtype=torch.int64)
+        functional.linear_cross_entropy(hidden, weight, targets, options=options).backward()
+    units = live.peak / (4 * 1024 * 4096)
+    assert units < 0.5 if chunked else 2.8 < units < 3.3
 
 
 def test_state_tensors_of_a_plan_are_those_of_torch() -> None:

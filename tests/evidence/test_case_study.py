@@ -1,6 +1,7 @@
 """`case_study`: savings as the ratio of two lines, and records read without losing a row."""
 
 import doctest
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpbook.cost.memory_plan import plan_memory
+from mpbook.cost.memory_plan import GPT2_SIZES, plan_memory
 from mpbook.cost.roofline import STATED, gpt_step
 from mpbook.evidence import case_study, ladders, recorder
 from mpbook.evidence.case_study import MemoryLine, predicted_tokens_per_second
 from mpbook.evidence.experiments import EXPERIMENTS
 from mpbook.evidence.records import Provenance, Record
-from mpbook.models import GPT2_124M
+from mpbook.models import GPT2_124M, GPTConfig
 from mpbook.precision import PRECISIONS
 
 CPU = torch.device("cpu")
@@ -87,8 +88,61 @@ def test_a_line_that_saves_less_the_larger_the_batch_is_refused() -> None:
 
 @pytest.mark.parametrize("saving", [1.0, 40.0])
 def test_a_saving_in_percent_is_refused(saving: float) -> None:
-    with pytest.raises(ValueError, match=r"expected less than 1, 0\.4 for 40%"):
-        MIXED.tokens_for(saving, to=FULL)
+    for count in (MIXED.tokens_for, MIXED.tokens_until):
+        with pytest.raises(ValueError, match=r"expected less than 1, 0\.4 for 40%"):
+            count(saving, to=FULL)
+
+
+def test_a_saving_that_is_there_from_the_start_lasts_until_it_is_used_up() -> None:
+    slim = MemoryLine(500.0, 75.0)
+    until = slim.tokens_until(0.4, to=FULL)
+    assert until is not None and slim.saving(to=FULL, tokens=until) == pytest.approx(0.4)
+    assert slim.saving(to=FULL, tokens=until + 1) < 0.4 < slim.saving(to=FULL, tokens=until - 1)
+    assert slim.tokens_until(0.25, to=FULL) == math.inf  # its limit
+    assert MIXED.tokens_until(0.0, to=FULL) is None
+
+
+# --- what of the claim about memory is true, and when ------------------------------------------
+
+
+def planned_line(precision: str) -> MemoryLine:
+    """The chapter's line of GPT-2 124M, from the planner."""
+    plans = (
+        plan_memory(GPT2_124M, batch_size=b, precision=precision, device="cuda") for b in (1, 2)
+    )
+    points = [(1024 * b, float(p.memory.total)) for b, p in enumerate(plans, start=1)]
+    return MemoryLine.through(*points)
+
+
+def test_bf16_true_saves_40_percent_of_what_is_counted_up_to_some_nine_sequences() -> None:
+    tokens = planned_line("bf16-true").tokens_until(0.4, to=planned_line("32-true"))
+    assert tokens is not None and 7 < tokens / 1024 < 12
+    assert planned_line("bf16-mixed").tokens_for(0.4, to=planned_line("32-true")) is None
+
+
+def saved_at_peak(config: GPTConfig, precision: str, **options: Any) -> float:
+    peaks = [
+        plan_memory(config, precision=p, device="cuda", update_loop="fused", **options).peak
+        for p in (precision, "32-true")
+    ]
+    return 1 - peaks[0] / peaks[1]
+
+
+def test_at_the_peak_bf16_true_saves_40_percent_of_larger_models_and_of_shorter_sequences() -> None:
+    full = [saved_at_peak(GPT2_124M, "bf16-true", batch_size=b) for b in (1, 4, 16, 64)]
+    assert max(full) < 0.395
+    short = saved_at_peak(GPT2_124M, "bf16-true", batch_size=1, sequence_length=512)
+    large = saved_at_peak(GPT2_SIZES["GPT-2 774M"], "bf16-true", batch_size=12)
+    assert short > 0.45 and large > 0.41
+
+
+def test_at_the_peak_bf16_mixed_saves_40_percent_of_no_gpt2() -> None:
+    saved = [
+        saved_at_peak(config, "bf16-mixed", batch_size=b)
+        for config in GPT2_SIZES.values()
+        for b in (1, 8, 64)
+    ]
+    assert max(saved) < 0.38
 
 
 sizes = st.floats(1.0, 1e6)

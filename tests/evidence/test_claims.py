@@ -1,7 +1,10 @@
 """`claims`: each verdict follows from a run or a record, and says what it rests on."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import torch
 from mpbook import device as devices
 from mpbook import device_facts
 from mpbook.__main__ import main
-from mpbook.evidence import claims, records
+from mpbook.evidence import case_study, claims, records
 from mpbook.evidence.claims import (
     CLAIMS,
     NOT_RECORDED,
@@ -29,6 +32,7 @@ from mpbook.evidence.claims import (
     training,
 )
 from mpbook.evidence.experiments import EXPERIMENTS
+from mpbook.evidence.published import Figures, published
 from mpbook.evidence.records import Provenance, Record
 from mpbook.training.paired import PairedDifference
 
@@ -54,19 +58,82 @@ def a_record(experiment, *rows):
     return Record(experiment, {}, cases, GPU, 1.0)
 
 
-def decide(name, record=None, *, device=CPU):
-    """The verdict on a claim where this record is all there is."""
+NOTHING = Figures(())
+
+
+def decide(name, record=None, *, device=CPU, figures=NOTHING):
+    """The verdict on a claim where this record, and these figures, are all there is."""
 
     def find(experiment):
         return record if record and record.experiment == experiment else None
 
-    return CLAIMS[name].decide(Evidence(device, find))
+    return CLAIMS[name].decide(Evidence(device, find, lambda: figures))
 
 
 @cache
 def settled(name, device="cpu"):
     """The verdict without any record; for tests that change nothing, so once is enough."""
     return decide(name, device=torch.device(device))
+
+
+# Published figures.
+
+PUBLISHED = {
+    "two-to-four-times-faster": ("holds when ...", "153 figures", "22 of 82 reach 2"),
+    "gpt2-twice-the-tokens": ("holds when ...", "20 figures", "Not for GPT-2 124M"),
+    "memory-halves": ("false", "17 figures", "the lowest takes 56%"),
+    "gpt2-40-percent-less-memory": (NOT_RECORDED, "2 figures", "No one has published"),
+    "twice-the-batch": ("holds when ...", "34 figures", "1.2 times as large"),
+    "quality-is-kept": ("holds when ...", "82 figures", "57 of 82"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_a_record_the_published_figures_decide(name):
+    kind, counted, why = PUBLISHED[name]
+    verdict = decide(name, figures=published())
+    assert verdict.kind == kind and why in verdict.why
+    assert verdict.evidence.startswith(f"published: {counted}, ")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_either_the_verdict_says_what_is_missing(name):
+    verdict = decide(name)
+    assert verdict.kind == NOT_RECORDED and "It takes a record of" in verdict.why
+
+
+def test_a_record_outranks_the_published_figures_and_both_are_named():
+    found = base.recorded("x", lambda record: ("false", "No."), otherwise=counted("holds"))
+    verdict = found(Evidence(CPU, {"x": a_record("x")}.get))
+    assert (verdict.kind, verdict.why) == ("false", "No.")
+    assert verdict.evidence.startswith("recorded on NVIDIA H100 80GB HBM3, 2026-11-25; published: ")
+
+
+def test_a_record_that_decides_nothing_leaves_it_to_the_published_figures():
+    def find_out(record):
+        raise LookupError("no case")
+
+    found = base.recorded("x", find_out, otherwise=counted("holds"))
+    assert found(Evidence(CPU, {"x": a_record("x")}.get)).kind == "holds"
+
+
+def counted(kind):
+    return lambda figures: ((kind, "Because."), figures)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "kind"), [([3.0, 3.0], "holds"), ([3.0, 1.0], "holds when ..."), ([1.0], "false")]
+)
+def test_twice_the_tokens_follows_from_the_figures(ratios, kind):
+    large = published(claim="gpt2-2x-tokens", baseline="float32", model="large").rows[0]
+    small = published(claim="gpt2-2x-tokens", baseline="float32", model="small").rows[0]
+    rows = [
+        replace(like, value_a=1.0, value_b=ratio, ratio=ratio, unit="tokens/s", precision_b="mixed")
+        for ratio, like in zip(ratios, (large, small), strict=False)
+    ]
+    rows.append(replace(rows[0], model="GPT-2 small"))
+    verdict = decide("gpt2-twice-the-tokens", figures=Figures(tuple(rows)))
+    assert verdict.kind == kind
 
 
 # The ledger.
@@ -83,6 +150,11 @@ def test_every_claim_has_an_id_of_its_own_and_all_are_in_the_ledger():
 def test_a_sentence_is_a_sentence_and_names_its_source():
     for claim in CLAIMS.values():
         assert claim.sentence.endswith(".") and claim.source
+
+
+def test_a_claim_says_that_something_is_so_since_advice_is_neither_true_nor_false():
+    advice = {"Use", "Set", "Keep", "Take", "Write", "Put", "Always", "Never", "Avoid", "Do"}
+    assert [c.id for c in CLAIMS.values() if c.sentence.split()[0] in advice] == []
 
 
 def test_a_ledger_keeps_the_order_that_was_asked_for():
@@ -228,9 +300,13 @@ KINDS = {
     "beta2-is-frozen-in-bf16": "holds",
     "bf16-weight-of-1-is-stuck": "holds",
     "bf16-sums-stop-at-256": "holds when ...",
+    "bf16-reaches-3e75": "false",
+    "float32-sums-prevent-overflow": "false",
     "use-torch-cuda-amp": "false",
+    "cuda-amp-autocast-takes-a-device-type": "false",
     "autocast-means-float16": "holds when ...",
     "autocast-treats-cpu-and-cuda-alike": "false",
+    "autocast-runs-cross-entropy-in-float32": "holds when ...",
     "tf32-is-on-by-default": "holds when ...",
     "grad-scaler-65536-2000": "holds",
     "mixed-precision-stores-16-bit-weights": "false",
@@ -240,6 +316,7 @@ KINDS = {
     "master-copy-is-needed": "holds when ...",
     "fp16-needs-loss-scaling": "holds when ...",
     "bf16-needs-no-loss-scaling": "holds",
+    "quality-is-kept": "holds when ...",
 }
 
 
@@ -259,6 +336,7 @@ def test_what_float16_keeps_below_its_smallest_normal_number():
     why = decide("fp16-underflows-below-6e-5").why
     info = np.finfo(np.float16)
     assert f"{float(info.tiny):.1e}" in why and f"{float(info.smallest_subnormal):.2e}" in why
+    assert "MI200" in why  # not on every device
 
 
 @pytest.mark.parametrize(("last", "kind"), [(2.0**-14, "holds"), (2.0**-30, "false")])
@@ -319,6 +397,30 @@ def switch():
         setattr(module, name, value)
 
 
+def test_one_variable_of_the_environment_turns_tf32_on_for_products_too():
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in decide("tf32-is-on-by-default").why
+    asked = "import torch; print(torch.backends.cuda.matmul.allow_tf32)"
+    for value, expected in (("1", "True"), ("0", "False")):
+        there = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": value}
+        command = [sys.executable, "-c", asked]
+        said = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == expected
+
+
+def test_the_range_of_bfloat16_is_numpy_s_of_float32():
+    assert f"float32 ends at {np.finfo(np.float32).max:.2g}" in decide("bf16-reaches-3e75").why
+
+
+def test_a_product_that_no_float16_holds_is_infinite():
+    why = decide("float32-sums-prevent-overflow").why
+    assert "are 262144 in float32, and inf as a float16" in why
+
+
+def test_an_old_spelling_that_takes_the_argument_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(torch.cuda.amp, "autocast", lambda **options: None)
+    assert decide("cuda-amp-autocast-takes-a-device-type").kind == "holds"
+
+
 def test_both_old_spellings_warn():
     assert decide("use-torch-cuda-amp").why.startswith("2 of 2 warn")
     assert not pytorch._is_deprecated(lambda: torch.amp.GradScaler("cpu"))
@@ -346,7 +448,24 @@ def test_tf32_is_read_from_both_switches(switch, products, convolutions, kind):
     assert verdict.kind == kind
     assert verdict.why == (
         f"For matrix products it is {on[products]}, for cuDNN's convolutions {on[convolutions]}."
+        " The environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 turns it on for products "
+        "too; NVIDIA's containers set it."
     )
+
+
+def test_tf32_by_an_environment_variable_is_no_default_of_pytorch(switch, monkeypatch):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    switch(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert decide("tf32-is-on-by-default").kind == "holds when ..."
+
+
+def test_the_environment_variable_turns_tf32_on_for_products():
+    asked = "from mpbook import tf32; print(tf32.allowed())"
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "(True, True)"
 
 
 def test_the_scaler_is_watched_until_it_grows_and_halves():
@@ -717,6 +836,27 @@ def test_quality_is_what_the_interval_says(mixed, kind):
     assert "Over 8 pairs of seeds" in verdict.why
 
 
+def test_without_a_record_the_chapters_short_pairs_decide_and_say_what_they_are(monkeypatch):
+    mixed = shifted(0.001, 0.001)
+    pairs = PairedDifference(
+        name="bf16-mixed", baseline="32-true", values=tuple(mixed), baseline_values=tuple(FULL)
+    )
+    asked = []
+
+    def short_runs(precisions, *, device):
+        asked.append(precisions)
+        return SimpleNamespace(difference=lambda name: pairs)
+
+    monkeypatch.setattr(case_study, "short_runs", short_runs)
+    verdict = decide("quality-is-kept")
+    assert asked == [["32-true", "bf16-mixed"]]
+    assert verdict.kind == "holds when ..." and "50 steps, bfloat16" in verdict.why
+    pairs = replace(pairs, values=tuple(shifted(0.05, 0.001)))
+    assert decide("quality-is-kept").kind == "false"
+    pairs = replace(pairs, values=tuple(shifted(0.006, 0.002)))
+    assert decide("quality-is-kept").kind == NOT_RECORDED
+
+
 def test_quality_states_the_interval_and_its_power():
     mixed = shifted(0.0, 0.002)
     pairs = PairedDifference(
@@ -756,7 +896,11 @@ def test_the_stated_peak_of_an_h100_is_twice_the_dense_one():
     verdict = decide("h100-does-1979-tflops")
     dense = device_facts.dense_peak("NVIDIA H100 80GB HBM3", "bfloat16")
     assert math.isclose(2 * dense, 1979e12)
-    assert verdict.kind == "false" and "dense it is 989.5" in verdict.why
+    assert verdict.kind == "false" and "dense it is 989.5 (989.4 " in verdict.why
+    half_of_1513 = device_facts.dense_peak("NVIDIA H100 PCIe", "bfloat16")
+    assert math.isclose(2 * half_of_1513, 1513e12) and "on PCIe 756.5" in verdict.why
+    tensor_cores, operations, hertz = 4 * 132, 2 * 512, 1.83e9
+    assert math.isclose(tensor_cores * operations * hertz, 989.4e12, rel_tol=1e-4)
     assert verdict.evidence == "NVIDIA's data sheet"
 
 

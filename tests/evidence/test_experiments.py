@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_cuda import operators_under_autocast
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -67,6 +68,27 @@ def test_the_plain_loop_makes_the_same_step_as_the_books(name):
             ends.append(copy.deepcopy(trainer.model.state_dict()))
     for key, ours in ends[0].items():  # within a part in a thousand of three steps of AdamW
         torch.testing.assert_close(ours, ends[1][key], rtol=0, atol=1e-3 * 3 * 3e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_plain_loss_is_float32_under_cudas_autocast_and_cross_entropy_alone_is_not(dtype):
+    def work(device, loss):
+        tokens = torch.zeros(2, 8, dtype=torch.int64, device=device)
+        table = torch.empty(30, 4, device=device)
+        return loss(
+            lambda tokens: nn.functional.embedding(tokens, table) @ table.t(), tokens, tokens
+        )
+
+    def alone(model, inputs, targets):
+        return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    ours, plain = (
+        operators_under_autocast(lambda device, loss=loss: work(device, loss), dtype)
+        for loss in (gpt2_throughput.plain_loss, alone)
+    )
+    softmax = "aten._log_softmax.default"
+    assert ours[0] == plain[0] == torch.float32  # both losses say float32
+    assert (ours[1][softmax], plain[1][softmax]) == (torch.float32, dtype)
 
 
 def test_products_are_named_by_their_format():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from webgpu import UNIFORM, Kernels, buffer, evaluated, mapped, software_device
+from software_gpu import UNIFORM, Kernels, buffer, evaluated, mapped, software_device
 
 from mpbook.explorers.gpu_explorer import lettered_digits
 from mpbook.explorers.sum_explorer import random_numbers

@@ -36,8 +36,8 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
 def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
-        "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer", "range_resolution_explorer",
-        "roofline_explorer", "sum_explorer",
+        "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
+        "published_explorer", "range_resolution_explorer", "roofline_explorer", "sum_explorer",
     ]  # fmt: skip
     files = bundle_sources(STATIC)
     assert list(files) == [BUNDLE, "gpu_explorer.js"]

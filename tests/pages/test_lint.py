@@ -52,10 +52,11 @@ def test_the_book_is_clean(path: Path) -> None:
 
 
 def test_every_public_module_is_in_the_reference() -> None:
-    text = (lint.BOOK / "reference" / "api.md").read_text("utf-8")
+    rooms = (lint.BOOK / "reference" / "api").glob("*.md")
+    text = "".join(room.read_text("utf-8") for room in rooms)
     package = lint.BOOK.parent / "mpbook"
     # Their package speaks for them.
-    of_one_page = {"exercises", "explorers", "claims", "experiments", "versions"}
+    of_one_page = {"exercises", "explorers", "claims", "experiments", "frameworks", "versions"}
     found = [p for p in package.rglob("*.py") if p.parent.name not in of_one_page]
     found += package.rglob("__init__.py")
     names = {".".join(p.relative_to(package.parent).with_suffix("").parts) for p in found}
@@ -128,6 +129,40 @@ def test_output_pictures_need_alt_text_from_their_output_or_their_cell() -> None
     assert findings(lint.alt_text, code("f()", shown(PNG), **from_cell)) == 0
     assert findings(lint.alt_text, code("f()", shown(PNG))) == 1
     assert findings(lint.alt_text, code("f()", shown({"text/html": "<img src='x'>"}))) == 1
+
+
+# Links to the top of a long page.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Loss scaling](../recipe/loss_scaling.ipynb) is a chapter.",
+        "Traps have [a page of their own](loss_scaling.ipynb) beside {doc}`the chapter <memory>`.",
+        "[Memory](memory.ipynb), and {doc}`Memory: where every byte goes <memory>`.",
+        "[windows](#ls-window), {ref}`a scale <ls-window>`, {ref}`ls-why`",
+        "[The entries](../reference/bibliography.md) are few. [So](https://a.b/memory.html).",
+        "Go on with [rounding](rounding_and_sums.ipynb).\n<!-- lint: whole page: the next one -->",
+    ],
+)
+def test_a_link_to_a_section_or_to_a_page_by_its_title_passes(text: str) -> None:
+    assert findings(lint.no_link_to_a_top, prose(text)) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It loses [its updates](../recipe/loss_scaling.ipynb).",
+        "It needs a [loss scaling](loss_scaling.ipynb).",
+        "See {doc}`here <../practice/memory>`.",
+        "`mpbook` has [a probe](../reference/api.md).",
+        "Go on with [rounding](rounding_and_sums.ipynb). <!-- lint: whole page: -->",
+    ],
+)
+def test_a_link_to_the_top_of_a_long_page_is_found(text: str) -> None:
+    assert findings(lint.no_link_to_a_top, prose(text)) == 1
+    shown_by_a_cell = code("f()", shown({"text/markdown": text}))
+    assert findings(lint.no_link_to_a_top, shown_by_a_cell) == 1
 
 
 # Measured numbers.

@@ -12,6 +12,7 @@ import torch
 
 from mpbook import device as devices
 from mpbook.evidence import records
+from mpbook.evidence.published import Figures, published
 from mpbook.evidence.records import Record
 
 Kind = Literal["holds", "holds when ...", "false", "not recorded yet"]
@@ -42,10 +43,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are decided by: a device to run on, and where records are found."""
+    """What claims are decided by: a device to run on, and what was recorded and published."""
 
     device: torch.device = field(default_factory=devices.pick)
     find: Callable[[str], Record | None] = records.find
+    figures: Callable[[], Figures] = published
 
 
 Decide = Callable[[Evidence], Verdict]
@@ -138,19 +140,47 @@ def live(find_out: Callable[[torch.device], Finding]) -> Decide:
     return decide
 
 
-def recorded(experiment: str, find_out: Callable[[Record], Finding]) -> Decide:
-    """Decide by a record of a GPU; without it, or without the cases needed, say so."""
+ByFigures = Callable[[Figures], tuple[Finding, Figures]]
+"""Decides by published figures: kind and reason, and the figures that were counted."""
+
+
+def recorded(
+    experiment: str, find_out: Callable[[Record], Finding], *, otherwise: ByFigures | None = None
+) -> Decide:
+    """Decide by a record of a GPU; without one, by what others have published.
+
+    A record outranks the published figures, which are then named beside it.  Where neither decides,
+    the verdict says what is missing.
+    """
 
     def decide(evidence: Evidence) -> Verdict:
+        theirs = _by_published(evidence, otherwise)
         record = evidence.find(experiment)
         if record is None:
-            return Verdict(NOT_RECORDED, f"It takes a record of {experiment} on a GPU.", "none")
+            return theirs or _open(f"It takes a record of {experiment} on a GPU.")
         try:
-            return Verdict(*find_out(record), record.caption)
+            kind, why = find_out(record)
         except LookupError as missing:
-            return Verdict(NOT_RECORDED, f"The record lacks what it takes: {missing}.", "none")
+            return theirs or _open(f"The record lacks what it takes: {missing}.")
+        beside = f"; {theirs.evidence}" if theirs else ""
+        return Verdict(kind, why, record.caption + beside)
 
     return decide
+
+
+def _open(why: str) -> Verdict:
+    return Verdict(NOT_RECORDED, why, "none")
+
+
+def _by_published(evidence: Evidence, find_out: ByFigures | None) -> Verdict | None:
+    """What the published figures say; None where there are none that bear on the claim."""
+    try:
+        finding, counted = find_out(evidence.figures()) if find_out else (None, None)
+    except LookupError:
+        return None
+    if finding is None or counted is None or not counted.ratios:
+        return None
+    return Verdict(*finding, f"published: {counted.counts}")
 
 
 def by_share(held: Sequence[bool]) -> Kind:

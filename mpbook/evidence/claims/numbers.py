@@ -19,7 +19,8 @@ def _underflow() -> Finding:
     normal = torch.finfo(torch.float16).tiny
     why = (
         f"{normal:.1e} is the smallest normal number; below it the digits dwindle, and "
-        f"{smallest:.2e} is the smallest number that is not 0."
+        f"{smallest:.2e} is the smallest number that is not 0. The matrix units of AMD's MI200 "
+        "are an exception: they read subnormals as 0."
     )
     return ("holds" if smallest >= 6e-5 else "false"), why
 
@@ -101,6 +102,27 @@ def _sum_stops() -> Finding:
     return by_share([running.item() == 256, summed == 256]), why
 
 
+def _reach() -> Finding:
+    largest = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.bfloat16)}
+    why = (
+        f"float32 ends at {largest[torch.float32]:.2g} and bfloat16 at "
+        f"{largest[torch.bfloat16]:.2g}, the same power of two."
+    )
+    return by_share([end >= 3e75 for end in largest.values()]), why
+
+
+def _float32_sums() -> Finding:
+    # 4096 products of 64: each fits float16, and so do the first thousand of their sums.
+    eights = torch.full((4096,), 8.0, dtype=torch.float16)
+    product = (eights[None] @ eights[:, None]).item()
+    kept = (eights.float() @ eights.float()).item()
+    why = (
+        f"4096 products of 64 are {kept:g} in float32, and {product:g} as a float16 result: the "
+        "sum may be float32, what is written of it is not."
+    )
+    return by_share([math.isfinite(product)]), why
+
+
 _FORMATS, _ROUNDING = "numbers/precision_formats", "numbers/rounding_and_sums"
 _MASTER = "recipe/master_weights"
 
@@ -146,6 +168,21 @@ CLAIMS = (
         "A sum of ones in bfloat16 stops at 256.",
         "often said",
         exactly(_sum_stops),
+        _ROUNDING,
+    ),
+    Claim(
+        "bf16-reaches-3e75",
+        "float32 and bfloat16 reach 3.4e75.",
+        "[mlmentorship](https://mlmentorship.com/concepts/mixed-precision-training/)",
+        exactly(_reach),
+        _FORMATS,
+    ),
+    Claim(
+        "float32-sums-prevent-overflow",
+        "Accumulating in float32 keeps a float16 product from overflowing.",
+        "[systemoverflow](https://www.systemoverflow.com/learn/ml-model-optimization/"
+        "model-quantization/mixed-precision-training-fp16-bf16-and-fp32-accumulation)",
+        exactly(_float32_sums),
         _ROUNDING,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,19 @@ def _cuda_amp() -> Finding:
         "and torch.amp.GradScaler(device)."
     )
     return by_share([not each for each in deprecated]), why
+
+
+def _old_autocast_takes_a_device_type() -> Finding:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.amp.autocast(device_type="cuda", enabled=False)  # type: ignore[call-arg]
+    except TypeError:
+        return "false", (
+            "It raises TypeError: the old spelling has no such argument. "
+            'Write torch.amp.autocast("cuda").'
+        )
+    return "holds", "It accepts the argument."
 
 
 def _default_dtype() -> Finding:
@@ -63,12 +77,35 @@ def _same_lists() -> Finding:
     return by_share([not differing]), why
 
 
+def _cross_entropy() -> Finding:
+    chosen = [operator for operator in OPERATORS if operator.name == "cross_entropy"]
+    seen = {
+        kind: measure_policy(kind, torch.bfloat16, tensors="fake", operators=chosen)
+        .of("cross_entropy")
+        .on("bfloat16")
+        .rounded_to
+        for kind in ("cpu", "cuda")
+    }
+    why = (
+        f"Of bfloat16 logits its kernels return {' and '.join(seen['cpu'])} on a CPU and "
+        f"{' and '.join(seen['cuda'])} on CUDA, where the log-probabilities are rounded; "
+        "write cross_entropy(logits.float(), targets)."
+    )
+    return by_share([rounded == ("float32",) for rounded in seen.values()]), why
+
+
 def _tf32() -> Finding:
     products, convolutions = tf32.allowed()
+    overridden = os.environ.get(_TF32_OVERRIDE) == "1"
     why = (
         f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}."
+        f" The environment variable {_TF32_OVERRIDE}=1 turns it on for products too; NVIDIA's "
+        "containers set it."
     )
-    return by_share([products, convolutions]), why
+    return by_share([products and not overridden, convolutions]), why
+
+
+_TF32_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 
 
 def _on(switch: bool) -> str:
@@ -149,9 +186,16 @@ _NOTES = "https://docs.pytorch.org/docs/stable/notes/cuda.html"
 CLAIMS = (
     Claim(
         "use-torch-cuda-amp",
-        "Use torch.cuda.amp.autocast and torch.cuda.amp.GradScaler.",
+        "torch.cuda.amp.autocast and torch.cuda.amp.GradScaler are the calls to write.",
         "[PyTorch 2.2's documentation](https://pytorch.org/docs/2.2/amp.html)",
         exactly(_cuda_amp),
+        "recipe/autocast",
+    ),
+    Claim(
+        "cuda-amp-autocast-takes-a-device-type",
+        'from torch.cuda.amp import autocast; autocast(device_type="cuda").',
+        "[javapedia](https://www.javapedia.net/PyTorch-Fundamentals-Interview-Questions/7421)",
+        exactly(_old_autocast_takes_a_device_type),
         "recipe/autocast",
     ),
     Claim(
@@ -167,6 +211,13 @@ CLAIMS = (
         "often taken for granted",
         exactly(_same_lists),
         "recipe/autocast",
+    ),
+    Claim(
+        "autocast-runs-cross-entropy-in-float32",
+        "Inside autocast, cross_entropy runs in float32.",
+        "[PyTorch's list for CUDA](https://docs.pytorch.org/docs/stable/amp.html)",
+        exactly(_cross_entropy),
+        "recipe/autocast_traps",
     ),
     Claim(
         "tf32-is-on-by-default",

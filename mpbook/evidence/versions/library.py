@@ -102,9 +102,10 @@ PROBES = (
     ),
     Probe(
         "linear-cross-entropy",
-        "Is there `F.linear_cross_entropy`, which never keeps all logits?",
+        "Is there `F.linear_cross_entropy`, which never keeps all logits if it is given `options`?",
         _linear_cross_entropy,
         "Before: compute the loss in chunks under a checkpoint.",
+        ("practice/memory",),
     ),
     Probe(
         "grad-dtype",
@@ -118,7 +119,7 @@ PROBES = (
         "What does `optimizer.zero_grad()` leave behind?",
         _zero_grad,
         "Nothing.",
-        ("practice/memory",),
+        ("practice/memory_traps",),
     ),
 )
 """What the library offers."""

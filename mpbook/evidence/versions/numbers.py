@@ -137,7 +137,7 @@ PROBES = (
         "What does `.to(torch.float8_e8m0fnu)` make of 3, halfway between 2 and 4?",
         _e8m0_ties,
         "Choose the scale's rounding yourself.",
-        ("numbers/precision_formats",),
+        ("numbers/precision_formats", "reference/same_name"),
     ),
     Probe(
         "e2m1-copy",
@@ -174,6 +174,7 @@ PROBES = (
         "What does `x[mask] = -1e9` do to a float16 tensor?",
         _index_overflow,
         "Mask with `-inf`.",
+        ("numbers/precision_formats_traps",),
     ),
     Probe(
         "fill-overflow",
@@ -193,7 +194,7 @@ PROBES = (
         "What is the mean of 100 float16 numbers 60,000, whose sum is infinite?",
         _mean_of_60000,
         "Give `dtype=torch.float32` and you need not know.",
-        ("numbers/rounding_and_sums",),
+        ("numbers/rounding_and_sums_traps",),
     ),
 )
 """Casts, draws and reductions."""

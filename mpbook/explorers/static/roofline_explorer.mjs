@@ -105,15 +105,15 @@ function whatAStepReaches({ roof, format, work }) {
   const ofProducts = seconds(roof, work.parts.filter((part) => part.product), format);
   const share = digits((100 * ofProducts) / work.time);
   const mfu = digits((100 * work.rate) / roof.peaks.get(format));
-  return `On ${roof.name} in ${format}, ${share}% of the least time is matrix products: at most ${size(work.rate, "flop/s")}, an MFU of ${mfu}%.`;
+  return `On ${roof.name} in ${format}, ${share}% of that time is matrix products: ${size(work.rate, "flop/s")}, an MFU of ${mfu}%.`;
 }
 
 export function sentences(s) {
   const { work, wide, format } = s;
   const first = `${size(work.flops, "flop")} over ${size(work.bytes, "B")}: ${digits(work.intensity)} operations per byte.`;
   const second = s.operation === "GPT step" ? whatAStepReaches(s) : whatHoldsItBack(s);
-  const last = `At least ${size(work.time, "s")}`;
-  return [first, second, format === "float32" ? `${last}.` : `${last}; in float32 at least ${digits(wide.time / work.time)} times as long.`];
+  const last = `On paper ${size(work.time, "s")}`;
+  return [first, second, format === "float32" ? `${last}.` : `${last}; in float32 ${digits(wide.time / work.time)} times as long.`];
 }
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives ------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import importlib
 import math
 from dataclasses import dataclass, field
 
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mpbook.loss_scaling
 from mpbook.loss_scaling import (
     BACKOFF_FACTOR,
     GROWTH_FACTOR,
@@ -1212,5 +1212,7 @@ def test_tiny_inputs_take_the_weights_gradients_down_before_the_activations(inpu
     assert lost[0] == 0 and (lost[1] > 0.2) == (inputs < 1)
 
 
-def test_the_examples_of_the_module_are_right():
-    assert doctest.testmod(mpbook.loss_scaling).failed == 0
+@pytest.mark.parametrize("part", ["static", "dynamic", "disabled", "gradients"])
+def test_the_examples_of_the_module_are_right(part):
+    result = doctest.testmod(importlib.import_module(f"mpbook.loss_scaling.{part}"))
+    assert result.attempted and not result.failed

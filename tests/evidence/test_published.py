@@ -1,0 +1,172 @@
+"""Published figures against the collection's own summary, and what they refuse to mix."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpbook.evidence.published import SOURCES, Figures, Measurement, forest, load, published
+from mpbook.evidence.published.measurement import DATA
+from mpbook.evidence.published.reading import GENERATIONS
+
+SPEED = {"claim": "2-4x-throughput"}
+GPT2 = {"claim": "gpt2-2x-tokens", "quantity": "speed"}
+SMALL = "small|124M"
+FP8 = {"claim": "fp8-speed"}
+
+# Whoever collected the figures added them up by hand: figures, sources, lowest, median, highest.
+BY_HAND: list[tuple[dict[str, Any], tuple[int, int, float, float, float]]] = [
+    (SPEED | {"baseline": "float32", "precision": "mixed", "generation": "Pascal"},
+     (3, 3, 0.99, 1.00, 1.23)),
+    (SPEED | {"baseline": "float32", "precision": "mixed", "generation": "Volta"},
+     (49, 5, 1.33, 2.70, 5.50)),
+    (SPEED | {"baseline": "float32", "precision": "mixed", "generation": "Turing"},
+     (19, 4, 1.46, 2.01, 4.17)),
+    (SPEED | {"baseline": "float32", "precision": "mixed", "generation": ("Volta", "Turing")},
+     (68, 7, 1.33, 2.61, 5.50)),
+    (SPEED | {"precision": "16-bit weights"}, (12, 1, 1.07, 1.41, 1.55)),
+    (SPEED | {"baseline": "TF32", "generation": "Ampere"}, (50, 2, 0.84, 1.77, 2.66)),
+    (SPEED | {"baseline": "TF32", "generation": "Ada"}, (10, 1, 1.69, 1.80, 2.17)),
+    (SPEED | {"baseline": "TF32", "generation": "Hopper"}, (17, 1, 1.36, 1.81, 2.26)),
+    (SPEED | {"baseline": "TF32", "generation": "Blackwell"}, (5, 1, 0.98, 1.64, 1.97)),
+    (SPEED | {"baseline": "TF32"}, (82, 2, 0.84, 1.79, 2.66)),
+    (GPT2 | {"baseline": "TF32", "precision": "mixed"}, (3, 2, 1.18, 1.27, 1.30)),
+    ({"claim": "2x-batch", "generation": "Volta"}, (15, 2, 1.50, 2.00, 2.50)),
+    ({"claim": "achievable-peak", "generation": "Hopper", "model": "single matrix product",
+      "hardware": "SXM"}, (5, 1, 0.71, 0.78, 0.84)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chosen", "expected"), BY_HAND)
+def test_summaries_are_those_that_were_added_up_by_hand(
+    chosen: dict[str, Any], expected: tuple[int, int, float, float, float]
+) -> None:
+    found = published(**chosen).summary()
+    assert (found.figures, found.sources) == expected[:2]
+    assert [found.low, found.median, found.high] == pytest.approx(list(expected[2:]), abs=0.0051)
+
+
+def test_a_baseline_that_is_not_stated_is_kept_apart() -> None:
+    small = published(**GPT2, precision="mixed", model=SMALL)
+    apart = small.where(baseline="float32 or TF32")
+    assert len(apart) == 1 and small.where(baseline="float32").summary().figures == 8
+    together = [*small.where(baseline="float32").ratios, *apart.ratios]
+    assert round(statistics.median(together), 2) == 1.06 and sum(r < 1 for r in together) == 4
+
+
+def test_none_is_dropped_and_every_source_is_named() -> None:
+    rows = json.loads(DATA.read_text("utf-8"))
+    assert [figure.id for figure in load()] == [row["id"] for row in rows]
+    assert len(load()) == 460 and {figure.source for figure in load()} == set(SOURCES)
+
+
+def test_every_figure_is_classified_and_can_be_found_again() -> None:
+    for figure in load():
+        assert figure.precision and figure.quantity
+        assert bool(figure.baseline) == (figure.precision_a is not None)
+        assert figure.generation in (*GENERATIONS, "")
+        assert figure.url.startswith("https://") and " " not in figure.url
+        assert figure.year is None or 2017 <= figure.year <= 2026
+
+
+def test_one_vote_a_source_is_the_median_of_medians() -> None:
+    both = published(**SPEED, baseline="float32", precision="mixed", generation=("Volta", "Turing"))
+    assert both.summary().one_vote == pytest.approx(1.98, abs=0.0051)
+
+
+def test_shares_count_what_the_collection_counts() -> None:
+    over_tf32 = published(**SPEED, baseline="TF32")
+    assert round(over_tf32.share(lambda ratio: ratio >= 2) * len(over_tf32)) == 22
+
+
+@pytest.mark.parametrize(
+    "chosen", [SPEED | {"precision": "mixed"}, {"baseline": "float32", "precision": "mixed"}]
+)
+def test_two_baselines_or_two_quantities_are_not_added_up(chosen: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="add up one at a time"):
+        published(**chosen).summary()
+
+
+def test_what_is_not_known_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"generation='Pasqal': expected one of .*'Pascal'"):
+        published(generation="Pasqal")
+    with pytest.raises(ValueError, match="'gpu': expected one of claim"):
+        published(gpu="A100")
+    with pytest.raises(ValueError, match="'colour'"):
+        published().by("colour")
+
+
+def test_nothing_to_add_up_is_an_error() -> None:
+    nothing = published(model="no such model")
+    for add in (nothing.summary, lambda: nothing.share(bool), lambda: forest(nothing, xlabel="x")):
+        with pytest.raises(LookupError, match="no published figure"):
+            add()
+    assert nothing.table().rows == []
+
+
+def changed(**values: Any) -> Measurement:
+    return dataclasses.replace(load()[0], **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source_repository": None, "source_path": " "}, "needs its source"),
+        ({"source_where": ""}, "source_where is empty"),
+        ({"ratio": 2.64}, "the values give 2.6333"),
+        ({"ratio": None}, "the values give 2.633"),
+        ({"value_a": None}, "the values give None"),
+        ({"unit": "furlongs"}, "unit='furlongs': no pattern"),
+        ({"precision_a": "posit16"}, "precision_a='posit16': no pattern"),
+    ],
+)
+def test_a_figure_that_does_not_follow_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        changed(**values)
+
+
+def test_a_time_and_a_rate_give_the_same_ratio() -> None:
+    rate = changed(value_a=2.0, value_b=3.0, unit="images/s", ratio=1.5)
+    time = changed(value_a=3.0, value_b=2.0, unit="ms per step", ratio=1.5)
+    assert (rate.quantity, time.quantity) == ("speed", "speed")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(rows[0]), "occur twice"),
+        (lambda rows: rows[3].pop("caveat"), "'caveat'"),
+        (lambda rows: rows[3].update(colour="red"), "'colour'"),
+    ],
+)
+def test_a_file_that_was_damaged_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    rows = json.loads(DATA.read_text("utf-8"))
+    change(rows)
+    (tmp_path / "damaged.json").write_text(json.dumps(rows), "utf-8")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "damaged.json")
+
+
+def test_a_forest_has_a_row_for_each_generation_and_baseline() -> None:
+    mixed = published(**SPEED, precision="mixed")
+    axes = forest(mixed, xlabel="times as fast").axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[0].startswith("Pascal, over float32") and "3 figures, 3 sources" in labels[0]
+    assert len(labels) == len({(f.generation, f.baseline) for f in mixed})
+    dots = sum(len(c.get_offsets()) for c in axes.collections if hasattr(c, "get_sizes"))
+    assert dots >= len(mixed.ratios) + len(labels)
+
+
+def test_a_forest_of_two_quantities_is_refused() -> None:
+    with pytest.raises(ValueError, match="draw one at a time"):
+        forest(published(), xlabel="x")
+
+
+def test_figures_are_listed_with_their_source_and_caveat() -> None:
+    shown = Figures(load()[:1])._repr_markdown_()
+    assert load()[0].url in shown and str(load()[0].caveat) in shown
