@@ -60,7 +60,9 @@ def write_page(folder: Path, explorers: tuple[Explorer, ...]) -> Path:
     css = (STATIC / "explorers.css").read_text("utf-8")
     twins = "".join(map(twin, explorers))
     file = folder / "page.html"
-    file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, bundles=bundles, twins=twins), "utf-8")
+    file.write_text(
+        PAGE.format(static=STATIC.as_uri(), css=css, bundles=bundles, twins=twins), "utf-8"
+    )
     return file
 
 

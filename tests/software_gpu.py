@@ -27,7 +27,7 @@ def evaluated(module: str, expression: str) -> Any:
     url = json.dumps((STATIC / f"{module}.mjs").as_uri())
     script = f"const m = await import({url}); console.log(JSON.stringify({expression}));"
     run = subprocess.run(
-        [node, "--input-type=module", "-e", script], capture_output=True, text=True, check=True
+        [node, "--input-type=module", "-"], input=script, capture_output=True, text=True, check=True
     )
     return json.loads(run.stdout)
 
@@ -50,8 +50,8 @@ class Kernels:
     def __init__(self, device: Any, buffers: list[Any], types: list[str]) -> None:
         self._device = device
         entries = [
-            {"binding": i, "visibility": 4, "buffer": {"type": type}}
-            for i, type in enumerate(types)
+            {"binding": i, "visibility": 4, "buffer": {"type": kind}}
+            for i, kind in enumerate(types)
         ]
         self._bound = device.create_bind_group_layout(entries=entries)
         held = [{"binding": i, "resource": {"buffer": b}} for i, b in enumerate(buffers)]

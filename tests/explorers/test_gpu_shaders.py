@@ -83,7 +83,7 @@ def test_ones_stall_at_2048_unless_the_sum_is_wide(device: Any, shaders: Any) ->
     assert mapped(device, shaders["sum32"], ones, np.float32, 1)[0] == 4096
 
 
-# --- Speed: what is timed is right ------------------------------------------------------------------
+# --- Speed: what is timed is right ----------------------------------------------------------------
 
 
 def numbers(seed: int, count: int) -> Array:
@@ -91,12 +91,11 @@ def numbers(seed: int, count: int) -> Array:
     return (((mixed ^ (mixed >> 15)) & 1023).astype(np.float64) - 512) / 512
 
 
-@pytest.mark.parametrize(("T", "M"), [("f32", "f32"), ("f16", "f16"), ("f16", "f32")])
-def test_the_product_is_numpys(device: Any, T: str, M: str) -> None:
-    n, dtype = 128, np.float16 if T == "f16" else np.float32
-    product, *fills = evaluated(
-        "gpu_speed", f"[m.product('{T}', '{M}', {n}), m.fill('{T}', 1), m.fill('{T}', 2)]"
-    )
+@pytest.mark.parametrize(("kept", "summed"), [("f32", "f32"), ("f16", "f16"), ("f16", "f32")])
+def test_the_product_is_numpys(device: Any, kept: str, summed: str) -> None:
+    n, dtype = 128, np.float16 if kept == "f16" else np.float32
+    product = evaluated("gpu_speed", f"m.product('{kept}', '{summed}', {n})")
+    fills = evaluated("gpu_speed", f"[1, 2].map((seed) => m.fill('{kept}', seed))")
     made = [buffer(device, n * n * np.dtype(dtype).itemsize) for _ in range(3)]
     for target, code in zip(made, fills, strict=False):
         Kernels(device, [target], ["storage"]).add(code, (n * n // 64,)).run()
@@ -107,8 +106,8 @@ def test_the_product_is_numpys(device: Any, T: str, M: str) -> None:
     assert np.array_equal(b, numbers(2, n * n).reshape(n, n))
     exact = a.astype(np.float64) @ b.astype(np.float64)
     off = np.abs(c - exact).max() / np.sqrt(np.mean(exact**2))
-    assert off < {"f32f32": 1e-6, "f16f16": 0.05, "f16f32": 3e-3}[T + M]
-    assert (off > 1e-4) == (T == "f16")
+    assert off < {"f32f32": 1e-6, "f16f16": 0.05, "f16f32": 3e-3}[kept + summed]
+    assert (off > 1e-4) == (kept == "f16")
 
 
 def test_the_streams_add_half_of_y(device: Any) -> None:
@@ -123,10 +122,10 @@ def test_the_streams_add_half_of_y(device: Any) -> None:
         assert np.array_equal(got, (x + y / 2).astype(dtype)), made["name"]
 
 
-# --- The training -----------------------------------------------------------------------------------
+# --- The training ---------------------------------------------------------------------------------
 
 STEPS, BATCH, HIDDEN = 60, 64, 64
-RATE, PARAMETERS = 0.01, 64 * HIDDEN + HIDDEN + 10 * HIDDEN + 10
+RATE, PARAMETERS = 0.03, 64 * HIDDEN + HIDDEN + 10 * HIDDEN + 10
 
 
 def beginning() -> tuple[Array, Array, Array, Array]:
@@ -139,7 +138,9 @@ def beginning() -> tuple[Array, Array, Array, Array]:
     return pixels, labels, order, ((2 * drawn[STEPS * BATCH :] - 1) / 8).astype(np.float32)
 
 
-def numpy_training(half: bool, master: bool, scale: float) -> tuple[Array, Array, Array]:
+def numpy_training(
+    half: bool, master: bool, scale: float, rate: float = RATE
+) -> tuple[Array, Array, Array]:
     """Losses, weights, and of each step the updates, the lost ones and the gradients of zero."""
     pixels, labels, order, kept = beginning()
     f32 = np.float32
@@ -163,7 +164,7 @@ def numpy_training(half: bool, master: bool, scale: float) -> tuple[Array, Array
         e = rounded(np.where(h > 0, d @ w2.T, 0))
         g = rounded(np.concatenate([(x.T @ e).ravel(), e.sum(0), (h.T @ d).ravel(), d.sum(0)]))
         before = kept if master else w
-        after = before - f32(RATE) * g / f32(scale)
+        after = before - f32(rate) * g / f32(scale)
         stays = (after == before) if master else (rounded(after) == w)
         counts.append([(g != 0).sum(), (stays & (g != 0)).sum(), (g == 0).sum()])
         kept, w = after, rounded(after)
@@ -222,3 +223,26 @@ def test_the_training_is_numpys(device: Any, storage: str, master: bool, scale: 
 def test_too_large_a_scale_ends_in_nan(device: Any) -> None:
     _, end, _ = gpu_training(device, "float16", True, 2.0**24)
     assert not np.isfinite(end[:PARAMETERS].astype(np.float64)).all()
+
+
+# What the page "Your GPU" tells a reader to try, with no GPU at all.
+
+
+def test_a_smaller_rate_loses_more_updates() -> None:
+    found = [numpy_training(True, False, 1024.0, rate)[2].sum(0) for rate in (0.03, 0.003)]
+    shares = [lost / updates for updates, lost, _ in found]
+    assert 0.1 < shares[0] < shares[1] - 0.1
+
+
+def test_scales_in_the_window_train_alike_and_beside_it_do_not() -> None:
+    with np.errstate(all="ignore"):
+        small, *within, large = (numpy_training(True, True, 2.0**n) for n in (-24, 0, 10, 16, 24))
+    wide = numpy_training(False, False, 1.0)
+    for losses, _, _ in within:
+        assert np.abs(losses - wide[0]).max() < 5e-3
+    assert (
+        small[2][-10:, 2].sum() > 0.95 * 10 * PARAMETERS
+    )  # gradients of zero, with master weights
+    assert small[0][-10:].mean() > wide[0][-10:].mean() + 0.1
+    assert np.isnan(large[0][-1])
+    assert 0 < wide[2][:, 2].mean() < PARAMETERS / 2  # in float32 too, for pixels that are blank

@@ -11,7 +11,7 @@ export const REFUSALS = {
   closed: "The browser found a GPU but would not open it",
   memory: "The GPU has too little free memory for this measurement. Close other pages that draw a lot, and try again.",
   lost: "The browser lost the GPU in the middle of the work, as happens when a driver restarts. Start again to open it anew",
-  half: "This GPU, or this browser on it, does not offer shader-f16, so no arithmetic in float16 is measured. Conversion and storage in 16 bits are.",
+  half: "This GPU, or this browser on it, does not offer shader-f16: float16 is stored and converted here, and arithmetic is in float32.",
 };
 
 // The GPU, or `why` there is none.

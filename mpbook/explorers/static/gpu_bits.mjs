@@ -48,9 +48,9 @@ const isNaN16 = (code) => (code & 0x7fff) > 0x7c00;
 const same = (a, b) => a === b || (isNaN16(a) && isNaN16(b));
 const hex = (code) => `0x${code.toString(16).padStart(4, "0")}`;
 
-// How many codes are the exact ones, and what the others have in common. `rules` holds the codes that
-// truncating, and that flushing operands too, would give; `apart` counts where truncation would show.
-export function tally(got, exact, { truncated, flushing = exact.map(flushed) }) {
+// How many codes are the exact ones, and what the others have in common: `truncated` and `flushing`
+// are what cutting off, and flushing operands too, would give. `apart` counts where cutting off shows.
+export function tally(got, exact, { truncated, flushing = exact.map(flushed), label = (i) => `case ${i}` }) {
   const t = { of: got.length, exact: 0, flushed: 0, truncated: 0, saturated: 0, other: 0, apart: 0, example: "" };
   exact.forEach((wanted, i) => {
     const code = got[i] & 0xffff;
@@ -60,7 +60,7 @@ export function tally(got, exact, { truncated, flushing = exact.map(flushed) }) 
       : code === truncated[i] ? "truncated" : "other";
     t[rule] += 1;
     t.apart += truncated[i] !== wanted && !["flushed", "saturated"].includes(rule);
-    if (rule === "other") t.example ||= `case ${i} gave ${hex(code)}, not ${hex(wanted)}`;
+    if (rule === "other") t.example ||= `${label(i)} gave ${hex(code)}, not ${hex(wanted)}`;
   });
   return t;
 }
@@ -92,7 +92,7 @@ async function conversion(run, name) {
   const points = edges(), values = Array.from(points, floatOf);
   await breathe();
   const exact = values.map((v) => toHalf(v)), truncated = values.map((v) => toHalf(v, true));
-  const counted = tally(await run(name, points, points.length), exact, { truncated });
+  const counted = tally(await run(name, points, points.length), exact, { truncated, label: (i) => plain(values[i]) });
   const limits = await run(name, Float32Array.of(65504, 65519.996, 65520), 3);
   return { ...counted, limits: Array.from(limits, (word) => fromHalf(word & 0xffff)) };
 }
@@ -109,7 +109,7 @@ async function arithmetic(run, stop) {
   const twice = (x, y, z) => fromHalf(toHalf(x * y)) + z;
   for (const [name, operation] of [["add", (x, y) => x + y], ["mul", (x, y) => x * y]]) {
     stop.throwIfAborted();
-    const wanted = references(operation, [a, b]);
+    const wanted = { ...references(operation, [a, b]), label: (i) => `${hex(a[i])} and ${hex(b[i])}` };
     found[name] = tally(await run(name, interleaved(a, b), COUNT), wanted.exact, wanted);
   }
   const [once, two] = [references(fused, [a, b, c]), references(twice, [a, b, c])];
@@ -141,13 +141,13 @@ const plain = (v) => String(v).replace("Infinity", "infinity").replace("-", "−
 const NAMES = { pack: "float32 to float16 in 16-bit storage (pack2x16float)", cast: "float32 to float16 in arithmetic (f16)", unpack: "float16 from 16-bit storage to float32", widen: "float16 to float32" };
 
 function rounding(t) {
-  const nearest = "it rounds to nearest even, as IEEE 754 says";
+  if (t.exact === t.of) return `it rounds to nearest even, as IEEE 754 says, and keeps subnormals (all ${count(t.of)} cases)`;
   const cut = t.truncated > 0 && t.truncated === t.apart;
-  if (t.exact === t.of) return `${nearest}, and keeps subnormals: all ${count(t.of)} cases`;
-  const unlike = [[t.flushed, "with a subnormal became zero, or took one for zero"], [t.saturated, "stopped at 65504 instead of infinity"], [cut ? 0 : t.truncated, "were rounded toward zero"], [t.other, `follow no rule (${t.example})`]];
+  const unlike = [[t.truncated, "rounded toward zero"], [t.flushed, "with a subnormal taken for zero"], [t.saturated, "stopped at 65504 instead of infinity"], [t.other, `by no rule (${t.example})`]];
   const told = unlike.filter(([n]) => n).map(([n, what]) => `${count(n)} ${what}`).join(", ");
-  const how = cut ? `it rounds toward zero, not to nearest: ${count(t.truncated)} differ` : t.truncated || t.other ? "it is not always IEEE 754's rounding" : `${nearest}, with an exception`;
-  return `${how}${told ? `: ${told}` : ""}, of ${count(t.of)} cases`;
+  const how = cut ? "it rounds toward zero, not to nearest even" : t.truncated || t.other ? "it does not always round as IEEE 754 says"
+    : t.flushed ? "it rounds to nearest even, as IEEE 754 says, but flushes subnormals to zero" : "it rounds to nearest even, as IEEE 754 says, but saturates";
+  return `${how} (${told}, of ${count(t.of)} cases)`;
 }
 
 function limits([, below, above]) {
