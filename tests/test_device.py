@@ -685,6 +685,16 @@ def test_a_compiled_function_is_cached_under_the_width_of_the_vectors(
     assert seen == [{"fullgraph": True, "options": {"cpp.simdlen": bits} if bits else None}]
 
 
+def test_a_compiled_function_takes_more_of_inductors_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options))
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: SimpleNamespace(bit_width=lambda: 256))
+    mpbook.device.compiled(len, options={"emulate_precision_casts": True})
+    assert seen[0]["options"] == {"cpp.simdlen": 256, "emulate_precision_casts": True}
+
+
 def test_without_a_compiler_it_is_torch_that_complains_and_when_it_is_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

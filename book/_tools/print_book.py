@@ -12,6 +12,7 @@ is an error. The reference of the package, a page a room, is left to the HTML.
 from __future__ import annotations
 
 import html
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -269,6 +270,7 @@ def clipped(page: Page) -> list[str]:
 
 def page_numbers(pdf: Path) -> dict[str, int]:
     """Return the number of the page, from 1, of each id that something in a PDF links to."""
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium miscounts its objects
     reader = PdfReader(pdf)
     places = reader.named_destinations.items()
     found = {name: reader.get_destination_page_number(place) for name, place in places}

@@ -22,8 +22,9 @@ from sphinx.builders.html import StandaloneHTMLBuilder
 from symptoms import Symptom, plain, symptoms
 
 SCRIPT = "search_sections.js"
-MAX_CODE = 1_500
-"""Characters of a section's code, and of what it prints, that are searched."""
+MAX_CODE = 800
+MAX_OBJECT = 300
+"""Characters that are searched of a section's code with what it prints, and of an object's text."""
 
 SIGNS = {"times": "×", "cdot": "·", "le": "≤", "ge": "≥", "approx": "≈", "pm": "±", "to": "→"}
 SIGNS |= dict.fromkeys("text mathrm mathbf mathit operatorname left right frac quad".split(), " ")
@@ -142,6 +143,8 @@ def sections(html: str) -> list[Section]:
     for section in page.sections:
         section.title = " ".join(readable(section.title).split())
         section.text = " ".join(readable(section.text).split())
+        if section.kind == "object":
+            section.text = section.text[:MAX_OBJECT]
         section.code = " ".join(section.code.split())[:MAX_CODE]
     return [x for x in page.sections if x.title and (x.text or x.code)]
 

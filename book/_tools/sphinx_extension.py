@@ -5,6 +5,7 @@
 * Loads the explorers' scripts and style only on pages that hold an explorer.
 * Gives a notebook's pictures the alt text that `mpbook.plots.show` stored beside them, and
   warns about a picture without one, which fails a build with `-W`.
+* Lets a link say `page.ipynb#target`.
 * Lets a keyboard reach tables that scroll, and names the folds of the contents.
 * Adds buttons that open a notebook in Colab or Binder where the build knows its repository, from
   `MPBOOK_REPOSITORY=OWNER/NAME` in the environment.
@@ -159,11 +160,20 @@ def add_alt_texts(app: Sphinx, doctree: nodes.document) -> None:
             logger.warning("image without alt text: %s", image["uri"], location=image, type="alt")
 
 
+def let_paths_name_targets(app: Sphinx, doctree: nodes.document) -> None:
+    """Let a link say `page.ipynb#target`, which opens in Jupyter too; MyST knows headings alone."""
+    places = app.env.metadata[app.env.docname].setdefault("myst_slugs", {})
+    for section in doctree.findall(nodes.section):
+        for place in section["ids"]:
+            places.setdefault(place, (section.line or 0, place, section[0].astext()))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers above."""
     drop_thebe(app)
     app.connect("config-inited", add_launch_buttons)
     app.connect("doctree-read", add_alt_texts)
+    app.connect("doctree-read", let_paths_name_targets)
     app.connect("html-page-context", load_explorers)
     app.connect("html-page-context", make_accessible)
     app.connect("html-page-context", drop_mathjax, priority=900)

@@ -250,6 +250,19 @@ def test_a_cross_entropy_that_rounds_nothing_on_cuda(dtype: torch.dtype, loss: C
     assert a_loss("mine", loss, dtype).on(dtype_name(dtype)).rounded_to == ("float32",)
 
 
+@pytest.mark.skipif(
+    not hasattr(functional, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy"
+)
+def test_linear_cross_entropy_on_cuda_rounds_log_probabilities_too() -> None:
+    rule = a_loss(
+        "mine",
+        lambda x, targets: functional.linear_cross_entropy(x, x, targets),
+        torch.bfloat16,
+    )
+    assert rule.on("bfloat16").output == "float32"
+    assert rule.on("bfloat16").rounded_to == ("bfloat16", "float32")
+
+
 def test_cross_entropy_on_a_cpu_is_float32_throughout(cpu: Policy) -> None:
     assert cpu.of("cross_entropy").category == FULL
     seen = cpu.of("cross_entropy").on("bfloat16")
@@ -611,3 +624,24 @@ def test_operators_are_named_once_and_dtypes_without_torch() -> None:
     names = [operator.name for operator in OPERATORS]
     assert len(set(names)) == len(names) > 110
     assert dtype_name(torch.bfloat16) == "bfloat16"
+
+
+# --- What no dtype shows: a CPU's norms -------------------------------------------------------
+
+
+def bias_gradient(norm: torch.nn.Module, dtype: torch.dtype, rows: int = 2**18) -> float:
+    """The gradient of a norm's bias, which is the number of rows, under a CPU's autocast."""
+    hidden = torch.randn(rows, 8).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = norm(hidden)
+    out.float().sum().backward()
+    return norm.bias.grad[0].item()
+
+
+def test_layer_norm_on_a_cpu_adds_up_in_the_dtype_of_its_input() -> None:
+    assert bias_gradient(torch.nn.LayerNorm(8), torch.float32) == 2**18
+    assert bias_gradient(torch.nn.LayerNorm(8), torch.bfloat16) <= 2**17  # 256 a thread
+
+
+def test_group_norm_on_a_cpu_adds_up_in_float32() -> None:
+    assert bias_gradient(torch.nn.GroupNorm(2, 8), torch.bfloat16) == 2**18

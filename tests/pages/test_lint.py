@@ -155,7 +155,7 @@ def test_a_link_to_a_section_or_to_a_page_by_its_title_passes(text: str) -> None
         "It loses [its updates](../recipe/loss_scaling.ipynb).",
         "It needs a [loss scaling](loss_scaling.ipynb).",
         "See {doc}`here <../practice/memory>`.",
-        "`mpbook` has [a probe](../reference/api.md).",
+        "`mpbook` has [a probe](../reference/api/watch.md).",
         "Go on with [rounding](rounding_and_sums.ipynb). <!-- lint: whole page: -->",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import print_book
@@ -31,7 +32,10 @@ PAGES = {"book/b/one": FIRST, "book/b/two": SECOND}
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Two built pages, one of which links to the other."""
+    """Two built pages, one of which links to the other and has a picture."""
+    picture = tmp_path / "html" / "book" / "_images" / "a.png"
+    picture.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "book" / "_static" / "readme.png", picture)
     for name, body in PAGES.items():
         page = tmp_path / "html" / f"{name}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +144,7 @@ def test_a_small_book_is_printed_with_contents_links_and_whole_lines(
     places = {name.removeprefix("/") for name in reader.named_destinations}
     assert {"b-one", "b-two", "b-two--here", "b-one--one"} == set(within) <= places
     assert elsewhere == ["https://example.org/x"]
+    assert b"/Alt (A curve" in pdf.read_bytes()
 
 
 @pytest.mark.browser

@@ -57,15 +57,15 @@ Decide = Callable[[Evidence], Verdict]
 class Claim:
     """A sentence that people say.
 
-    ``source`` is who says it, in Markdown; ``chapter`` is the page that works it out, as a path
-    below ``book/`` without its ending, or empty.
+    ``source`` is who says it, in Markdown; ``section`` is where it is worked out, as a
+    path below ``book/`` without its ending, "#" and its target, or empty.
     """
 
     id: str
     sentence: str
     source: str
     decide: Decide
-    chapter: str = ""
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def _lines(row: Sequence[str]) -> str:
 def _row(claim: Claim, verdict: Verdict) -> str:
     """One row of Markdown; the links are relative to the page of claims."""
     said = f"{claim.sentence} ({claim.source})"
-    page, title = f"../{claim.chapter}.ipynb", claim.chapter.rpartition("/")[2].replace("_", " ")
-    worked = f" See [{title}]({page})." if claim.chapter else ""
+    page, _, section = claim.section.partition("#")
+    title = page.rpartition("/")[2].replace("_", " ").replace(" traps", ": traps")
+    worked = f" See [{title}](../{page}.ipynb#{section})." if claim.section else ""
     return _cells((said, f"**{verdict.kind}**", verdict.why + worked, verdict.evidence))
 
 

@@ -123,37 +123,34 @@ def _float32_sums() -> Finding:
     return by_share([math.isfinite(product)]), why
 
 
-_FORMATS, _ROUNDING = "numbers/precision_formats", "numbers/rounding_and_sums"
-_MASTER = "recipe/master_weights"
-
 CLAIMS = (
     Claim(
         "fp16-underflows-below-6e-5",
         "float16 underflows below 6e-5.",
         "often said",
         exactly(_underflow),
-        _FORMATS,
+        "numbers/precision_formats#formats-subnormals",
     ),
     Claim(
         "updates-of-1e-7-vanish",
         "Updates of 1e-7 vanish in float16.",
         "often said",
         exactly(_small_updates),
-        _MASTER,
+        "recipe/master_weights#mw-why",
     ),
     Claim(
         "adam-eps-is-0-in-fp16",
         "Adam's eps, 1e-8, is 0 in float16, and a gradient of 0 makes NaN.",
         "[optax#1754](https://github.com/google-deepmind/optax/issues/1754)",
         exactly(_eps),
-        _FORMATS,
+        "recipe/master_weights_traps#mw-adam-nan",
     ),
     Claim(
         "beta2-is-frozen-in-bf16",
         "With beta2 = 0.999 a bfloat16 second moment never decays.",
         "rarely said",
         exactly(_second_moment),
-        _MASTER,
+        "recipe/master_weights_traps#mw-beta2",
     ),
     Claim(
         "bf16-weight-of-1-is-stuck",
@@ -161,21 +158,21 @@ CLAIMS = (
         "[HF's handbook](https://github.com/huggingface/llm_training_handbook/tree/main/dtype): "
         "a tiny addition is often nullified",
         exactly(_weight_of_one),
-        _MASTER,
+        "recipe/master_weights#mw-why",
     ),
     Claim(
         "bf16-sums-stop-at-256",
         "A sum of ones in bfloat16 stops at 256.",
         "often said",
         exactly(_sum_stops),
-        _ROUNDING,
+        "numbers/rounding_and_sums_traps#sums-counter",
     ),
     Claim(
         "bf16-reaches-3e75",
         "float32 and bfloat16 reach 3.4e75.",
         "[mlmentorship](https://mlmentorship.com/concepts/mixed-precision-training/)",
         exactly(_reach),
-        _FORMATS,
+        "numbers/precision_formats#formats-which",
     ),
     Claim(
         "float32-sums-prevent-overflow",
@@ -183,6 +180,6 @@ CLAIMS = (
         "[systemoverflow](https://www.systemoverflow.com/learn/ml-model-optimization/"
         "model-quantization/mixed-precision-training-fp16-bf16-and-fp32-accumulation)",
         exactly(_float32_sums),
-        _ROUNDING,
+        "numbers/rounding_and_sums#sums-matmul",
     ),
 )

@@ -105,7 +105,7 @@ PROBES = (
         "Is there `F.linear_cross_entropy`, which never keeps all logits if it is given `options`?",
         _linear_cross_entropy,
         "Before: compute the loss in chunks under a checkpoint.",
-        ("practice/memory",),
+        ("practice/memory", "recipe/autocast_traps"),
     ),
     Probe(
         "grad-dtype",

@@ -136,7 +136,7 @@ PROBES = (
         "What has a forward pass after one under `no_grad`, in the same autocast region?",
         _cache_under_no_grad,
         "Open a region of its own for validation.",
-        ("recipe/autocast",),
+        ("recipe/autocast_traps",),
     ),
     Probe(
         "autocast-default-dtype",
@@ -149,7 +149,7 @@ PROBES = (
         "What does `torch.cuda.amp.autocast()` warn of?",
         _cuda_amp_autocast,
         '`torch.amp.autocast("cuda")`',
-        ("recipe/autocast",),
+        ("recipe/autocast_traps",),
     ),
     Probe(
         "cuda-amp-grad-scaler",
@@ -180,6 +180,7 @@ PROBES = (
         "In which dtype does a checkpointed block under FSDP2's bfloat16 policy run again?",
         _fsdp2_recompute,
         "Before: put the checkpoint inside, `fully_shard` around it.",
+        ("recipe/autocast_traps",),
     ),
 )
 """Mixed precision's own machinery."""
