@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Protocol
 
 from playwright.sync_api import Browser, Locator, Page
-from sphinx_extension import bundle_source
+from sphinx_extension import bundle_sources
 
 from mpbook.explorers.base import Explorer
 from mpbook.explorers.modules import STATIC, linked
@@ -19,7 +19,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Expl
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>:root {{ color-scheme: light dark }} body {{ margin: 16px; font-family: sans-serif }}</style>
 <style>{css}</style>
-<script src="explorers_bundle.js"></script><script src="{static}/mount.js"></script></head>
+{bundles}<script src="{static}/mount.js"></script></head>
 <body><main><h1>Explorer</h1>{twins}<div style="height: 2000px"></div></main></body></html>"""
 
 IMPORT = """async (source) => {
@@ -54,11 +54,15 @@ def twin(explorer: Explorer) -> str:
 
 
 def write_page(folder: Path, explorers: tuple[Explorer, ...]) -> Path:
-    (folder / "explorers_bundle.js").write_text(bundle_source(STATIC), "utf-8")
+    for name, source in bundle_sources(STATIC).items():
+        (folder / name).write_text(source, "utf-8")
+    bundles = "".join(f'<script src="{name}"></script>' for name in bundle_sources(STATIC))
     css = (STATIC / "explorers.css").read_text("utf-8")
     twins = "".join(map(twin, explorers))
     file = folder / "page.html"
-    file.write_text(PAGE.format(static=STATIC.as_uri(), css=css, twins=twins), "utf-8")
+    file.write_text(
+        PAGE.format(static=STATIC.as_uri(), css=css, bundles=bundles, twins=twins), "utf-8"
+    )
     return file
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -39,31 +40,42 @@ ACCESSIBLE = {
 }
 MODULES = Path("mpbook/explorers/static")
 BUNDLE = "explorers_bundle.js"
+APART = {"gpu_explorer"}  # as large as the others together, and on one page
 
 Context = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
-def bundle_source(folder: Path) -> str:
-    """Return a script that holds every explorer module of `folder` as a string, by its name."""
-    return f"window.MPBOOK_EXPLORERS = {json.dumps(explorer_modules(folder), sort_keys=True)};\n"
+def bundle_sources(folder: Path) -> dict[str, str]:
+    """Return, by file name, the scripts that hold the explorer modules of `folder` as strings."""
+    modules = explorer_modules(folder)
+    files = {f"{name}.js": {name: modules.pop(name)} for name in APART if name in modules}
+    return {
+        file: "window.MPBOOK_EXPLORERS = "
+        f"Object.assign(window.MPBOOK_EXPLORERS ?? {{}}, {json.dumps(held, sort_keys=True)});\n"
+        for file, held in {BUNDLE: modules, **files}.items()
+    }
 
 
-def write_bundle(app: Sphinx, _error: Exception | None = None) -> None:
-    """Write the explorers' bundle beside the other static files."""
+def write_bundles(app: Sphinx, _error: Exception | None = None) -> None:
+    """Write the explorers' bundles beside the other static files."""
     if app.builder.format == "html":
-        target = Path(app.outdir, "_static", BUNDLE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(bundle_source(Path(app.srcdir, MODULES)), "utf-8")
+        folder = Path(app.outdir, "_static")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, source in bundle_sources(Path(app.srcdir, MODULES)).items():
+            (folder / file).write_text(source, "utf-8")
 
 
 def load_explorers(app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
     """Load the explorers on a page that holds one, and on no other."""
-    if "<mp-widget" in context.get("body", ""):
-        app.add_css_file("explorers.css")
-        app.add_js_file(BUNDLE)
-        app.add_js_file("mount.js")
+    held = set(re.findall(r'<mp-widget data-widget="(\w+)"', context.get("body", "")))
+    if not held:
+        return
+    app.add_css_file("explorers.css")
+    for file in [f"{name}.js" for name in APART if name in held] + [BUNDLE] * bool(held - APART):
+        app.add_js_file(file)
+    app.add_js_file("mount.js")
 
 
 def make_accessible(_app: Sphinx, _page: str, _template: str, context: Context, _: object) -> None:
@@ -166,5 +178,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", make_accessible)
     app.connect("html-page-context", drop_mathjax, priority=900)
     app.connect("html-page-context", name_folds, priority=900)
-    app.connect("build-finished", write_bundle)
+    app.connect("build-finished", write_bundles)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpbook.explorers.float_explorer import FloatExplorer
+    from mpbook.explorers.gpu_explorer import GpuExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
     from mpbook.explorers.memory_explorer import MemoryExplorer
     from mpbook.explorers.published_explorer import PublishedExplorer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FloatExplorer",
+    "GpuExplorer",
     "LossScaleExplorer",
     "MemoryExplorer",
     "PublishedExplorer",
@@ -29,6 +31,7 @@ __all__ = [
 
 _MODULES = {
     "FloatExplorer": "float_explorer",
+    "GpuExplorer": "gpu_explorer",
     "LossScaleExplorer": "loss_scale_explorer",
     "MemoryExplorer": "memory_explorer",
     "PublishedExplorer": "published_explorer",

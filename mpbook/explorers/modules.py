@@ -14,7 +14,7 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";$', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=function|const)", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=async function|function|const)", re.MULTILINE)
 
 
 def linked(module: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from explorer_pages import LoadModule
-from sphinx_extension import bundle_source
+from sphinx_extension import APART, BUNDLE, bundle_sources
 
 from mpbook.explorers.modules import STATIC, explorer_modules, linked
 from mpbook.formats import FORMATS
@@ -36,15 +36,19 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
 def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
-        "float_explorer", "loss_scale_explorer", "memory_explorer", "published_explorer",
-        "range_resolution_explorer", "roofline_explorer", "sum_explorer",
+        "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
+        "published_explorer", "range_resolution_explorer", "roofline_explorer", "sum_explorer",
     ]  # fmt: skip
+    files = bundle_sources(STATIC)
+    assert list(files) == [BUNDLE, "gpu_explorer.js"]
+    bundled = [
+        json.loads(re.search(r" \?\? \{\}, (.*)\);", file)[1])  # type: ignore[index]
+        for file in files.values()
+    ]
+    assert bundled[0] | bundled[1] == modules and set(bundled[1]) == APART
     for name, text in modules.items():
         assert not re.search(r"^\s*import\b", text, re.MULTILINE), name
         assert "export default { render };" in text, name
-    assert json.loads(bundle_source(STATIC).removeprefix("window.MPBOOK_EXPLORERS = ")[:-2]) == (
-        modules
-    )
 
 
 @pytest.mark.browser

@@ -109,7 +109,9 @@ def test_maths_is_loaded_where_there_is_maths_and_only_there(book_html: Path) ->
 def test_explorers_are_loaded_where_there_is_one_and_only_there(book_html: Path) -> None:
     for page in html_pages(book_html):
         text = page.read_text("utf-8")
-        assert ("explorers_bundle.js" in text) == ("<mp-widget" in text), page
+        held = set(re.findall(r'<mp-widget data-widget="(\w+)"', text))
+        assert ("explorers_bundle.js" in text) == bool(held - {"gpu_explorer"}), page
+        assert ("gpu_explorer.js" in text) == ("gpu_explorer" in held), page
 
 
 def test_a_page_stays_within_its_weight(book_html: Path) -> None:
