@@ -197,7 +197,7 @@ def ladder(record: Record | None) -> Table:
     """The rungs of ``optimisation_ladder``: tokens a second, what each gained, MFU and memory.
 
     A rung that did not run stays as a row that says so; a gain is over the last one that ran.
-    Without a record it is what others have published of the one rung that they compare: compilation.
+    Without a record it is what others have published of the one rung they compare: compilation.
     """
     if record is None:
         return _published_compilation()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -223,3 +224,12 @@ def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert records._commit() == "unknown"
+
+
+def test_the_front_page_says_which_gpus_were_recorded():
+    front = (Path(__file__).parents[2] / "book" / "index.md").read_text("utf-8")
+    found = {records.load(file).provenance.device for file in records.RECORDED.glob("*.json")}
+    if found:
+        assert all(device in front for device in found)
+    else:
+        assert "no GPU has been recorded" in " ".join(front.split())
