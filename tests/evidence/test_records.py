@@ -4,8 +4,8 @@ import json
 import math
 import os
 import subprocess
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
