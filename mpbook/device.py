@@ -66,7 +66,8 @@ def sized(*, cpu: T, gpu: T, device: str | torch.device | None = None) -> T:
     asked = os.environ.get("MPBOOK_SIZES", "device")
     if asked not in ("device", "cpu"):
         raise ValueError(f'MPBOOK_SIZES={asked!r}: expected "device" or "cpu"')
-    return gpu if asked == "device" and pick(device).type == "cuda" else cpu
+    chosen = device if isinstance(device, torch.device) else pick(device)
+    return gpu if asked == "device" and chosen.type == "cuda" else cpu
 
 
 def _check_gpu(device: torch.device) -> None:

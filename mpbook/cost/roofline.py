@@ -307,9 +307,8 @@ def measure_roof(
         RuntimeError, ValueError: as `mpbook.device.pick`; a count below 1.
     """
     chosen = devices.pick(device)
-    on_gpu = chosen.type == "cuda"
-    size = size or (8192 if on_gpu else 512)
-    elements = elements or (2**28 if on_gpu else 2**24)
+    size = size or devices.sized(cpu=512, gpu=8192, device=chosen)
+    elements = elements or devices.sized(cpu=2**24, gpu=2**28, device=chosen)
     _check(size=size, elements=elements, readings=readings)
     source = torch.zeros(elements, device=chosen)
     target = torch.empty_like(source)

@@ -26,6 +26,7 @@ import torch
 
 from mpbook.cost.measure import Spread
 from mpbook.data import standard_library
+from mpbook.device import sized
 from mpbook.evidence.ladders import throughputs
 from mpbook.evidence.published import Figures, published
 from mpbook.evidence.records import Record
@@ -218,7 +219,7 @@ def short_runs(precisions: Sequence[str], *, device: torch.device, seeds: int = 
         device: where; a GPU gets a wider model and more sequences.
         seeds: how many runs in each precision.
     """
-    width, batch_size = (128, 16) if device.type == "cuda" else (64, 8)
+    width, batch_size = sized(cpu=(64, 8), gpu=(128, 16), device=device)
     return compare(
         lambda seed: GPT(GPTConfig(width=width)),
         standard_library(megabytes=2),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mpbook.cost.measure import time_calls
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 
 
@@ -25,7 +26,8 @@ class Config:
 
 
 def _config(device: torch.device) -> Config:
-    return Config(elements=2**28) if device.type == "cuda" else Config(elements=2**22, readings=5)
+    small = Config(elements=2**22, readings=5)
+    return sized(cpu=small, gpu=Config(elements=2**28), device=device)
 
 
 def _cases(config: Config, device: torch.device) -> list[Case]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.evidence.experiments.byte_gpt import ByteGPT, loss_results, sizes
 from mpbook.training.nudge import nudged
@@ -21,7 +22,7 @@ class Config(ByteGPT):
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         pair = ("32-true", "bf16-mixed")
         return Config(**sizes(device), steps=5, seeds=1, precisions=pair)
     return Config(**sizes(device), steps=400, seeds=10)

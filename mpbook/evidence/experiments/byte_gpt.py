@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mpbook.data import ByteCorpus, standard_library
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import Results
 from mpbook.models import GPT, GPTConfig
 from mpbook.precision import Precision
@@ -51,7 +52,7 @@ class ByteGPT:
 
 def sizes(device: torch.device) -> dict[str, Any]:
     """Those of a `ByteGPT` on a GPU, or small ones for a CPU; all but the steps."""
-    if device.type == "cuda":
+    if sized(cpu=False, gpu=True, device=device):
         return dict(layers=4, width=256, context=256, batch_size=32, megabytes=None)
     return dict(layers=1, width=32, context=32, batch_size=8, megabytes=0.5)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from mpbook.cost.measure import Memory, count_bytes, peak_memory, saved_for_backward, state_tensors
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import (
     Case,
     Experiment,
@@ -29,7 +30,7 @@ class Config:
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         small = GPTConfig(vocabulary=512, context=32, layers=2, width=64)
         return Config(small, (1, 2), ("32-true", "bf16-mixed", "bf16-true"))
     return Config(GPT2_124M, (1, 2, 4, 8, 16, 32, 64))

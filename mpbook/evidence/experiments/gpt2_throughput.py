@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mpbook.device import compiled
+from mpbook.device import compiled, sized
 from mpbook.device import name as device_name
 from mpbook.device_facts import dense_peak
 from mpbook.evidence.experiments.base import (
@@ -49,7 +49,7 @@ class Config:
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         small = GPTConfig(vocabulary=512, context=32, layers=2, width=64)
         precisions = ("32-true", "bf16-mixed", "bf16-true-stochastic")
         return Config(small, 2, 3, (512,), ("eager", "plain, eager"), precisions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mpbook.data import Data
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.evidence.experiments.byte_gpt import ByteGPT, loss_results, sizes
 from mpbook.models import GPT
@@ -24,7 +25,7 @@ class Config(ByteGPT):
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         return Config(**sizes(device), steps=5, seeds=(0,), exponents=(0, 30))
     exponents = (-16, -12, -8, -4, 0, 4, 8, 12, 16, 20, 24)
     return Config(**sizes(device), steps=150, seeds=(0, 1, 2), exponents=exponents)

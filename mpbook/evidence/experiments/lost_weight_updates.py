@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import Case, Experiment, Results
 from mpbook.evidence.experiments.byte_gpt import ByteGPT, loss_results, sizes
 from mpbook.precision import CURES, Precision, as_precision
@@ -22,7 +23,7 @@ class Config(ByteGPT):
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         return Config(**sizes(device), steps=10, seeds=(0,), learning_rates=(1e-3,))
     rates = (1e-3, 1e-4, 3e-5)
     return Config(**sizes(device), steps=300, seeds=(0, 1, 2), learning_rates=rates)

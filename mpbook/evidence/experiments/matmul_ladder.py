@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mpbook.cost.measure import time_calls
-from mpbook.device import matmul_emulation
+from mpbook.device import matmul_emulation, sized
 from mpbook.device import name as device_name
 from mpbook.device_facts import dense_peak
 from mpbook.evidence.experiments.base import Case, Experiment, Results
@@ -34,7 +34,7 @@ class Config:
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         return Config(tuple((n, n, n) for n in (64, 128, 256, 512)), readings=5)
     squares = [(n, n, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)]
     unaligned = [(n, n, n) for n in (4095, 4097, 4100, 4104)]

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from mpbook.device import sized
 from mpbook.evidence.experiments.base import (
     Case,
     Experiment,
@@ -42,7 +43,7 @@ class Config:
 
 
 def _config(device: torch.device) -> Config:
-    if device.type != "cuda":
+    if sized(cpu=True, gpu=False, device=device):
         small = GPTConfig(vocabulary=500, context=32, layers=1, width=32)
         rungs = ("float32", "bf16 autocast", "vocabulary of 50304")
         return Config(small, 512, 2, 3, rungs)
