@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -185,7 +186,17 @@ def index(pages: Mapping[str, str], carried: Mapping[str, Mapping[str, Symptom]]
                 _entry(len(found["pages"]) - 1, section, next(_of(section, known), None))
                 for section in here
             ]
+    _tell_apart(found)
     return found
+
+
+def _tell_apart(found: dict[str, Any]) -> None:
+    """Name the page in a title that several pages use, such as that of their exercises."""
+    used = Counter(entry["title"] for entry in found["sections"])
+    for entry in found["sections"]:
+        page = found["pages"][entry["page"]]["title"]
+        if used[entry["title"]] > 1 and entry["title"] != page:
+            entry["title"] = f"{entry['title']} ({page.partition(':')[0]})"
 
 
 def _of(section: Section, known: Mapping[str, Symptom]) -> Iterator[Symptom]:
