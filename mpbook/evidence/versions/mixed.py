@@ -129,7 +129,7 @@ PROBES = (
         "Does autocast on CUDA have a rule for `rms_norm`, as it has for `layer_norm`?",
         _rms_norm_rule,
         "Ask with `mpbook.autocast.measure_policy`; write float32 where it matters.",
-        ("recipe/autocast",),
+        ("recipe/autocast", "reference/interview"),
     ),
     Probe(
         "autocast-cache-under-no-grad",
@@ -149,7 +149,7 @@ PROBES = (
         "What does `torch.cuda.amp.autocast()` warn of?",
         _cuda_amp_autocast,
         '`torch.amp.autocast("cuda")`',
-        ("recipe/autocast_traps",),
+        ("recipe/autocast_traps", "reference/interview"),
     ),
     Probe(
         "cuda-amp-grad-scaler",
@@ -174,6 +174,7 @@ PROBES = (
         "Where does a `torch.amp.GradScaler` start, and after how many clean steps does it double?",
         _scaler_defaults,
         "Nothing.",
+        ("recipe/loss_scaling",),
     ),
     Probe(
         "fsdp2-recompute",
