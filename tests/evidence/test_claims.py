@@ -76,6 +76,21 @@ def settled(name, device="cpu"):
     return decide(name, device=torch.device(device))
 
 
+@cache
+def runs_of(precisions, device):
+    """The chapter's pairs of runs, trained once for all tests that ask for them."""
+    return SHORT_RUNS(list(precisions), device=device)
+
+
+SHORT_RUNS = case_study.short_runs
+
+
+@pytest.fixture(autouse=True)
+def train_once(monkeypatch):
+    once = lambda precisions, *, device: runs_of(tuple(precisions), device)  # noqa: E731
+    monkeypatch.setattr(case_study, "short_runs", once)
+
+
 # Published figures.
 
 PUBLISHED = {
@@ -470,15 +485,6 @@ def test_tf32_by_an_environment_variable_is_no_default_of_pytorch(switch, monkey
     monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
     switch(torch.backends.cuda.matmul, "allow_tf32", True)
     assert decide("tf32-is-on-by-default").kind == "holds when ..."
-
-
-def test_the_environment_variable_turns_tf32_on_for_products():
-    asked = "from mpbook import tf32; print(tf32.allowed())"
-    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "(True, True)"
 
 
 def test_the_scaler_is_watched_until_it_grows_and_halves():
