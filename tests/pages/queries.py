@@ -151,4 +151,6 @@ QUERIES: dict[str, set[str]] = {
     "bf16=True": {"fw-two-by-two"},
     "torch_dtype": {"fw-two-by-two"},
     "load_in_8bit": {"fw-load-in-8bit"},
+    "does autocast halve memory? I see no change": {"memory-bytes"},
+    "explain mixed precision in an interview": {"interview-questions-explain-mixed-precision"},
 }
