@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import html
 import math
-import statistics
-from collections.abc import Iterable
 from typing import Any
 
 import traitlets
 
 from mpbook.evidence.published import Figures, published
+from mpbook.evidence.published.figures import plural
 from mpbook.evidence.published.reading import GENERATIONS
 from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
 from mpbook.explorers.modules import STATIC, linked
@@ -33,6 +32,9 @@ QUANTITIES = {
 
 FILTERS = ("precision", "baseline", "generation", "kind_of_model", "year")
 """What narrows the choice; an empty string lets everything pass."""
+
+UNNAMED = "not named"
+"""How a GPU is called that the source does not name."""
 
 NONE = "No published figure agrees with this choice. Widen it: choose “all” somewhere."
 
@@ -72,7 +74,8 @@ class PublishedExplorer(Explorer):
     def __init__(
         self, quantity: str = "speed", *, figures: Figures | None = None, **traits: Any
     ) -> None:
-        self.set_trait("rows", _rows(published() if figures is None else figures))
+        self._figures = published() if figures is None else figures
+        self.set_trait("rows", _rows(self._figures))
         super().__init__(quantity=quantity, **traits)
 
     @traitlets.validate(*FILTERS, "chosen")
@@ -84,43 +87,38 @@ class PublishedExplorer(Explorer):
             raise BadTraitError(f"{name}={value!r}: expected one of {', '.join(known)}, or ''")
         return str(value)
 
-    def selected(self) -> list[dict[str, Any]]:
-        """The rows of the chosen quantity that pass every filter."""
-        return [
-            row
+    def selected(self) -> Figures:
+        """The figures of the chosen quantity that pass every filter."""
+        ids = [
+            row["id"]
             for row in self.rows
             if row["quantity"] == self.quantity
             and all(getattr(self, name) in ("", row[name]) for name in FILTERS)
         ]
+        by_id = {figure.id: figure for figure in self._figures}
+        return Figures(tuple(by_id[name] for name in ids))
 
     def sentences(self) -> list[str]:
         """What the selected figures add up to, one sentence for each baseline."""
-        rows = self.selected()
-        by_baseline = _grouped(rows, "baseline")
-        said = [self._sentence(name, group) for name, group in by_baseline.items()]
-        return said or [NONE]
+        groups = self.selected().by("baseline")
+        return [self._sentence(name, group) for name, group in groups.items()] or [NONE]
 
-    def _sentence(self, baseline: str, rows: list[dict[str, Any]]) -> str:
-        ratios = [row["ratio"] for row in rows]
-        sources = _grouped(rows, "source").values()
-        low, high = _digits(min(ratios)), _digits(max(ratios))
-        what = f"{_plural(len(ratios), 'figure')} of {_plural(len(sources), 'source')}"
-        span = f"{low} to {high}" if len(ratios) > 1 else low
-        said = f"Over {baseline}: {what}, {span} {QUANTITIES[self.quantity]}"
-        if len(ratios) == 1:
-            return f"{said}."
-        said += f"; median {_digits(statistics.median(ratios))}"
-        votes = [statistics.median(row["ratio"] for row in group) for group in sources]
-        vote = f", with one vote a source {_digits(statistics.median(votes))}"
-        return f"{said}{vote if len(votes) > 2 else ''}."
+    def _sentence(self, baseline: str, group: Figures) -> str:
+        found, unit = group.summary(), QUANTITIES[self.quantity]
+        what = f"{plural(found.figures, 'figure')} of {plural(found.sources, 'source')}"
+        said = f"Over {baseline}: {what}, {_digits(found.low)}"
+        if found.figures == 1:
+            return f"{said} {unit}."
+        said += f" to {_digits(found.high)} {unit}; median {_digits(found.median)}"
+        vote = f", with one vote a source {_digits(found.one_vote)}"
+        return f"{said}{vote if found.sources > 2 else ''}."
 
     def _fallback(self) -> str:
-        groups = _grouped(self.selected(), "generation", "baseline")
         rows = (
-            f"<tr><th scope='row'>{html.escape(name.replace('|', ', over '))}</th>"
-            f"<td>{len(group)}</td><td>{_digits(statistics.median(r['ratio'] for r in group))}</td>"
-            "</tr>"
-            for name, group in groups.items()
+            f"<tr><th scope='row'>{html.escape(f'{generation or UNNAMED}, over {baseline}')}</th>"
+            f"<td>{len(group)}</td><td>{_digits(group.summary().median)}</td></tr>"
+            for generation, part in self.selected().by("generation").items()
+            for baseline, group in part.by("baseline").items()
         )
         title, *rest = map(html.escape, self.sentences())
         head = "<tr><th scope='col'>GPU</th><th scope='col'>figures</th><th scope='col'>median</th>"
@@ -140,7 +138,7 @@ def _rows(figures: Figures) -> list[dict[str, Any]]:
     return [
         {
             "id": figure.id, "quantity": figure.quantity, "ratio": figure.ratio,
-            "generation": figure.generation or "not named", "baseline": figure.baseline,
+            "generation": figure.generation or UNNAMED, "baseline": figure.baseline,
             "precision": figure.precision, "kind_of_model": figure.kind_of_model,
             "year": str(figure.year or "not stated"), "source": figure.source, "url": figure.url,
             "model": figure.model, "hardware": figure.hardware, "from": figure.precision_a,
@@ -151,19 +149,7 @@ def _rows(figures: Figures) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _grouped(rows: Iterable[dict[str, Any]], *fields: str) -> dict[str, list[dict[str, Any]]]:
-    """Rows by the values of some fields, joined by a bar, in their order."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault("|".join(row[field] for field in fields), []).append(row)
-    return found
-
-
 def _digits(value: float) -> str:
     """Two decimals, rounded half up, as JavaScript repeats to the last digit."""
     whole, part = divmod(math.floor(value * 100 + 0.5), 100)
     return f"{whole}.{part:02d}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -44,7 +44,7 @@ class Summary:
     @property
     def caption(self) -> str:
         """How a ledger names this evidence."""
-        what = f"{_plural(self.figures, 'figure')}, {_plural(self.sources, 'source')}"
+        what = f"{plural(self.figures, 'figure')}, {plural(self.sources, 'source')}"
         return f"published: {what}, median {self.median:.2f}"
 
 
@@ -100,7 +100,7 @@ class Figures:
     def counts(self) -> str:
         """How many figures with a ratio, of how many sources, as "22 figures, 2 sources"."""
         sources = {figure.source for figure in self if figure.ratio is not None}
-        return f"{_plural(len(self.ratios), 'figure')}, {_plural(len(sources), 'source')}"
+        return f"{plural(len(self.ratios), 'figure')}, {plural(len(sources), 'source')}"
 
     def share(self, holds: Callable[[float], bool]) -> float:
         """The share of the ratios for which a condition holds.
@@ -200,5 +200,10 @@ def _listed(figure: Measurement) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "source"), plural(2, "source")
+    ('1 source', '2 sources')
+    """
     return f"{count} {noun}{'' if count == 1 else 's'}"
