@@ -4,7 +4,7 @@
 ``make rehearse WHICH=T4`` for one.  The device is `stand_in`: CUDA's rules with a CPU's kernels.
 The notebooks take a CPU's sizes (``MPBOOK_SIZES=cpu``), and nbval compares their strict cells with
 what a CPU printed.  What fails only because the device is a stand-in is listed in `ARTEFACTS`, with
-the reason; anything else is a fault of the book.  It takes about half an hour a GPU on two cores.
+the reason; anything else is a fault of the book.
 """
 
 from __future__ import annotations

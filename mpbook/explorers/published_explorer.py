@@ -74,7 +74,7 @@ class PublishedExplorer(Explorer):
     def __init__(
         self, quantity: str = "speed", *, figures: Figures | None = None, **traits: Any
     ) -> None:
-        self._figures = published() if figures is None else figures
+        self._figures = _oldest_first(published() if figures is None else figures)
         self.set_trait("rows", _rows(self._figures))
         super().__init__(quantity=quantity, **traits)
 
@@ -89,14 +89,13 @@ class PublishedExplorer(Explorer):
 
     def selected(self) -> Figures:
         """The figures of the chosen quantity that pass every filter."""
-        ids = [
+        passed = {
             row["id"]
             for row in self.rows
             if row["quantity"] == self.quantity
             and all(getattr(self, name) in ("", row[name]) for name in FILTERS)
-        ]
-        by_id = {figure.id: figure for figure in self._figures}
-        return Figures(tuple(by_id[name] for name in ids))
+        }
+        return self._figures.that(lambda figure: figure.id in passed)
 
     def sentences(self) -> list[str]:
         """What the selected figures add up to, one sentence for each baseline."""
@@ -131,10 +130,14 @@ class PublishedExplorer(Explorer):
         return " ".join(self.sentences())
 
 
-def _rows(figures: Figures) -> list[dict[str, Any]]:
-    """Figures with a ratio as the module reads them, the oldest generation first."""
+def _oldest_first(figures: Figures) -> Figures:
+    """Those with a ratio, the oldest generation first."""
     order = {name: place for place, name in enumerate((*GENERATIONS, ""))}
-    compared = [figure for figure in figures if figure.ratio is not None]
+    return Figures(tuple(sorted(figures.compared, key=lambda figure: order[figure.generation])))
+
+
+def _rows(figures: Figures) -> list[dict[str, Any]]:
+    """Figures as the module reads them."""
     return [
         {
             "id": figure.id, "quantity": figure.quantity, "ratio": figure.ratio,
@@ -145,7 +148,7 @@ def _rows(figures: Figures) -> list[dict[str, Any]]:
             "to": figure.precision_b, "where": figure.source_where, "caveat": figure.caveat or "",
             "values": f"{figure.value_a:g} to {figure.value_b:g} {figure.unit}",
         }
-        for figure in sorted(compared, key=lambda figure: order[figure.generation])
+        for figure in figures
     ]  # fmt: skip
 
 

@@ -97,7 +97,7 @@ PUBLISHED = {
     "two-to-four-times-faster": ("holds when ...", "153 figures", "22 of 82 reach 2"),
     "gpt2-twice-the-tokens": ("holds when ...", "20 figures", "Not for GPT-2 124M"),
     "memory-halves": ("false", "17 figures", "the lowest takes 56%"),
-    "gpt2-40-percent-less-memory": (NOT_RECORDED, "2 figures", "No one has published"),
+    "gpt2-40-percent-less-memory": (NOT_RECORDED, "2 figures", "No published figure was found"),
     "twice-the-batch": ("holds when ...", "34 figures", "1.2 times as large"),
     "quality-is-kept": ("holds when ...", "82 figures", "57 of 82"),
 }

@@ -20,7 +20,7 @@ MIXED = {"precision": "mixed"}
 
 def compared(**chosen: Any) -> Figures:
     """Published figures that have a ratio."""
-    return Figures(tuple(f for f in published(**chosen) if f.ratio is not None))
+    return published(**chosen).compared
 
 
 def test_it_says_what_the_figures_add_up_to() -> None:

@@ -175,11 +175,13 @@ def _open(why: str) -> Verdict:
 
 def _by_published(evidence: Evidence, find_out: ByFigures | None) -> Verdict | None:
     """What the published figures say; None where there are none that bear on the claim."""
+    if find_out is None:
+        return None
     try:
-        finding, counted = find_out(evidence.figures()) if find_out else (None, None)
+        finding, counted = find_out(evidence.figures())
     except LookupError:
         return None
-    if finding is None or counted is None or not counted.ratios:
+    if not counted.ratios:
         return None
     return Verdict(*finding, f"published: {counted.counts}")
 

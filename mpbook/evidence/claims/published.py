@@ -52,24 +52,20 @@ def twice_the_tokens(figures: Figures) -> tuple[Finding, Figures]:
         claim="gpt2-2x-tokens", quantity="speed", precision="mixed", baseline="float32"
     )
     small = pairs.where(model=r"small|124M")
-    large = Figures(tuple(figure for figure in pairs if figure not in small.rows))
+    large = pairs.that(lambda figure: figure not in small.rows)
     why = (
         f"Not for GPT-2 124M in eager code: {_reach(small, 2)} pairs reach 2, the median is "
         f"{_median(small):.2f}. It holds for larger shapes at long sequences: {_reach(large, 2)} "
-        f"reach 2, at most {max(large.ratios):.2f}. No compiled pair has been published."
+        f"reach 2, at most {max(large.ratios):.2f}. The collection has no compiled pair."
     )
     return (by_share([ratio >= 2 for ratio in pairs.ratios]), why), pairs
 
 
 def memory_halves(figures: Figures) -> tuple[Finding, Figures]:
     """A whole training step under autocast, with float32 weights and optimizer."""
-    steps = Figures(
-        tuple(
-            figure
-            for figure in figures.where(claim="memory-halves", precision="mixed")
-            if figure.ratio is not None
-            and "forward" not in figure.model
-            and "no optimizer state" not in str(figure.caveat)
+    steps = figures.where(claim="memory-halves", precision="mixed").compared.that(
+        lambda figure: (
+            "forward" not in figure.model and "no optimizer state" not in str(figure.caveat)
         )
     )
     if not len(steps):
@@ -102,9 +98,9 @@ def quality_is_kept(figures: Figures) -> tuple[Finding, Figures]:
     """The final quality in mixed precision, against float32 and TF32."""
     pairs = figures.where(
         claim="quality-0.1-0.3-percent", precision="mixed", baseline=("float32", "TF32")
-    )
+    ).compared
     apart, imagenet = (
-        [abs(figure.difference or 0.0) for figure in group]
+        [abs(figure.difference) for figure in group if figure.difference is not None]
         for group in (pairs, pairs.where(model="ImageNet"))
     )
     if not apart:
@@ -124,14 +120,12 @@ def _within(differences: list[float]) -> str:
 
 def forty_percent_less(figures: Figures) -> tuple[Finding, Figures]:
     """Nothing decides it: no published step of GPT-2 has float32 weights and both precisions."""
-    found = figures.where(claim="gpt2-40-percent-memory")
+    found = figures.where(claim="gpt2-40-percent-memory").compared
     what = "; ".join(
-        f"{figure.precision_b} takes {figure.ratio:.0%} ({figure.caveat})"
-        for figure in found
-        if figure.ratio is not None
+        f"{figure.precision_b} takes {figure.ratio:.0%} ({figure.caveat})" for figure in found
     )
     why = (
-        "No one has published the memory of a whole training step of GPT-2 in float32 and under "
-        f"autocast. Close to it: {what}."
+        "No published figure was found of the memory of a whole training step of GPT-2 in float32 "
+        f"and under autocast. Close to it: {what}."
     )
     return (NOT_RECORDED, why), found

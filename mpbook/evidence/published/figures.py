@@ -73,13 +73,23 @@ class Figures:
         Raises:
             ValueError: a field that figures do not have, or a value that none of them has.
         """
-        rows = self.rows
-        for name, value in chosen.items():
-            wanted = _several(name, value)
-            rows = tuple(figure for figure in rows if FIELDS[name](figure) in wanted)
-        for name, pattern in (("model", model), ("hardware", hardware)):
-            rows = tuple(f for f in rows if re.search(pattern, getattr(f, name), re.I))
-        return Figures(rows)
+        wanted = {name: _several(name, value) for name, value in chosen.items()}
+        return self.that(
+            lambda figure: (
+                all(FIELDS[name](figure) in values for name, values in wanted.items())
+                and re.search(model, figure.model, re.I) is not None
+                and re.search(hardware, figure.hardware, re.I) is not None
+            )
+        )
+
+    def that(self, agrees: Callable[[Measurement], bool]) -> Figures:
+        """Those for which a condition holds."""
+        return Figures(tuple(filter(agrees, self)))
+
+    @property
+    def compared(self) -> Figures:
+        """Those with a ratio: what a source gives as one value alone is left out."""
+        return self.that(lambda figure: figure.ratio is not None)
 
     def by(self, field: str) -> dict[Any, Figures]:
         """Groups by a field, in the order of the collection.
@@ -88,8 +98,10 @@ class Figures:
             ValueError: a field that figures do not have.
         """
         read = _field(field)
-        values = dict.fromkeys(read(figure) for figure in self)
-        return {value: Figures(tuple(f for f in self if read(f) == value)) for value in values}
+        groups: dict[Any, list[Measurement]] = {}
+        for figure in self:
+            groups.setdefault(read(figure), []).append(figure)
+        return {value: Figures(tuple(rows)) for value, rows in groups.items()}
 
     @property
     def ratios(self) -> list[float]:
@@ -99,8 +111,8 @@ class Figures:
     @property
     def counts(self) -> str:
         """How many figures with a ratio, of how many sources, as "22 figures, 2 sources"."""
-        sources = {figure.source for figure in self if figure.ratio is not None}
-        return f"{plural(len(self.ratios), 'figure')}, {plural(len(sources), 'source')}"
+        found = self.compared
+        return f"{plural(len(found), 'figure')}, {plural(len(found.by('source')), 'source')}"
 
     def share(self, holds: Callable[[float], bool]) -> float:
         """The share of the ratios for which a condition holds.
@@ -119,7 +131,7 @@ class Figures:
             LookupError: no figure has a ratio.
             ValueError: two baselines, or two quantities: their ratios mean different things.
         """
-        compared = Figures(tuple(figure for figure in self if figure.ratio is not None))
+        compared = self.compared
         for name in ("baseline", "quantity"):
             if len(found := compared.by(name)) > 1:
                 raise ValueError(f"{name}: {', '.join(found)}; add up one at a time")

@@ -32,7 +32,7 @@ def forest(figures: Figures, *, xlabel: str, mark: float = 1.0) -> Figure:
     """
     from mpbook import plots
 
-    compared = Figures(tuple(figure for figure in figures if figure.ratio is not None))
+    compared = figures.compared
     if not len(compared):
         raise LookupError("no published figure with a ratio")
     if len(found := compared.by("quantity")) > 1:
