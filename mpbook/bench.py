@@ -42,7 +42,8 @@ from mpbook.formats import (
     encode,
     round_to,
 )
-from mpbook.formats.blocks import as_block_format, fake_quantise
+from mpbook.formats.block_description import as_block_format
+from mpbook.formats.blocks import fake_quantise
 from mpbook.notebook import Table
 from mpbook.peers import Round, installed
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mpbook.formats import FloatFormat, as_format, encode, neighbours
-from mpbook.formats.blocks import BlockFormat
+from mpbook.formats.block_description import BlockFormat
 
 Round = Callable[[Tensor], Tensor]
 

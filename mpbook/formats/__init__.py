@@ -14,15 +14,8 @@ The tests prove the first two equal, bit by bit.  Taught in the chapter "Precisi
 """
 
 from mpbook.formats.bfloat16 import bfloat16_bits, from_bfloat16_bits
-from mpbook.formats.blocks import (
-    BLOCK_FORMATS,
-    BlockFormat,
-    Blocks,
-    as_block_format,
-    fake_quantise,
-    quantise,
-    signal_to_noise_db,
-)
+from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat, as_block_format
+from mpbook.formats.blocks import Blocks, fake_quantise, quantise, signal_to_noise_db
 from mpbook.formats.codes import decode_tensor, encode_tensor, ulp
 from mpbook.formats.description import (
     FORMATS,

@@ -17,16 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mpbook.formats.block_description
 import mpbook.formats.blocks
 from mpbook.formats import FORMATS, ulp
-from mpbook.formats.blocks import (
-    BLOCK_FORMATS,
-    BlockFormat,
-    as_block_format,
-    fake_quantise,
-    quantise,
-    signal_to_noise_db,
-)
+from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat, as_block_format
+from mpbook.formats.blocks import fake_quantise, quantise, signal_to_noise_db
 
 MX = [name for name, format in BLOCK_FORMATS.items() if format.has_power_of_two_scale]
 FP8 = [name for name in BLOCK_FORMATS if name.startswith("fp8")]
@@ -1061,4 +1056,5 @@ def test_a_generator_of_another_device_is_refused():
 
 
 def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.formats.blocks).failed == 0
+    for module in (mpbook.formats.block_description, mpbook.formats.blocks):
+        assert doctest.testmod(module).failed == 0
