@@ -29,6 +29,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
 TIMEOUT_MS = 30_000
+HEIGHT = 900
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(() => true)"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -141,7 +143,7 @@ class _Reader:
         self, page: str, *, scheme: Scheme = "http", theme: Theme = "light", width: int = 1280
     ) -> Visit:
         """Open a page and wait until it has loaded, and has set its maths; for nothing else."""
-        size = {"width": width, "height": 900}
+        size = {"width": width, "height": HEIGHT}
         # Reduced motion: a colour halfway through a transition is no colour of the page's.
         context = self._browser.new_context(
             viewport=size,  # type: ignore[arg-type]
@@ -158,8 +160,8 @@ class _Reader:
 
     def leave(self) -> None:
         """Close every page."""
-        for context in self._contexts:
-            context.close()
+        while self._contexts:
+            self._contexts.pop().close()
 
 
 @pytest.fixture
@@ -170,15 +172,43 @@ def visit(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[OpenPa
     reader.leave()
 
 
+class _Looker:
+    """Looks at a page in several ways: loads it once, then turns its theme and its width."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._loaded: tuple[str, Scheme] | None = None
+        self._visit: Visit
+
+    def __call__(self, look: Look) -> Visit:
+        if self._loaded != (look.page, look.scheme):
+            self._reader.leave()
+            self._visit = self._reader(
+                look.page, scheme=look.scheme, theme=look.theme, width=look.width
+            )
+            self._loaded = look.page, look.scheme
+            return self._visit
+        page = self._visit.page
+        page.emulate_media(color_scheme=look.theme)
+        page.set_viewport_size({"width": look.width, "height": HEIGHT})
+        page.wait_for_function(
+            "theme => document.documentElement.dataset.theme === theme", arg=look.theme
+        )
+        page.evaluate(DRAWN)
+        return self._visit
+
+
 @pytest.fixture(scope="module")
-def opened(
-    request: pytest.FixtureRequest, browser: Browser, page_url: PageUrl, site_url: str
-) -> Iterator[Visit]:
-    """The page that a test names by a `Look`: opened once for all tests that name the same."""
-    look: Look = request.param
+def _looker(browser: Browser, page_url: PageUrl, site_url: str) -> Iterator[_Looker]:
     reader = _Reader(browser, page_url, site_url)
-    yield reader(look.page, scheme=look.scheme, theme=look.theme, width=look.width)
+    yield _Looker(reader)
     reader.leave()
+
+
+@pytest.fixture(scope="module")
+def opened(request: pytest.FixtureRequest, _looker: _Looker) -> Visit:
+    """The page that a test names by a `Look`; loaded once for the looks that follow each other."""
+    return _looker(request.param)
 
 
 @pytest.fixture(scope="module")

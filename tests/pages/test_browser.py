@@ -34,9 +34,16 @@ FIRST = [Look(page, "http", *AXE[0]) for page in SOURCES]
 LOOKED_AT_BY_AXE = FIRST + [
     Look(page, "http", *look) for page in SOURCES for look in AXE[1 : axe_looks(page)]
 ]
-# The lists begin alike, because pytest groups tests by the place of their parameter.
-SCHEMES: list[Scheme] = ["http", "file"]
-EVERY = [Look(page, scheme, *look) for page in PAGES for scheme in SCHEMES for look in AXE]
+# The lists begin alike, because pytest groups tests by the place of their parameter.  A page is
+# loaded in the first of its looks and turned into the others: at a desk over http, on a phone from
+# disk.
+SCHEMES: dict[Scheme, list[tuple[Theme, int]]] = {"http": AXE, "file": AXE[::-1]}
+EVERY = [
+    Look(page, scheme, *look)
+    for page in PAGES
+    for scheme, looks in SCHEMES.items()
+    for look in looks
+]
 EVERY_LOOK = list(dict.fromkeys(LOOKED_AT_BY_AXE + EVERY))
 
 
