@@ -25,7 +25,7 @@ import pytest
 from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
 from filelock import FileLock
 from hypothesis import settings
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
 TIMEOUT_MS = 30_000
@@ -36,6 +36,7 @@ MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("book", derandomize=True, deadline=None, database=None)
 settings.load_profile("book")
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -237,7 +238,7 @@ def open_explorer(browser: Browser, tmp_path: Path) -> Iterator[OpenExplorer]:
         file = write_page(tmp_path, explorers)
         context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text))
