@@ -65,7 +65,7 @@ class Provenance:
             device=devices.name(device),
             device_type=device.type,
             capability=_capability(device) if on_gpu else "",
-            driver=gpu_state("driver_version") if on_gpu else "",
+            driver=gpu_state("driver_version", device) if on_gpu else "",
             torch_version=torch.__version__,
             cuda=(torch.version.cuda or "") if on_gpu else "",
             cudnn=str(torch.backends.cudnn.version() or "") if on_gpu else "",
@@ -209,14 +209,23 @@ def find(
     return max(found, key=lambda record: record.provenance.started, default=None)
 
 
-def gpu_state(query: str) -> str:
-    """What ``nvidia-smi`` says of the first GPU, as it words it; empty where it says nothing."""
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
+def gpu_state(query: str, device: torch.device) -> str:
+    """What ``nvidia-smi`` says of this GPU, as it words it; empty where it says nothing."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
+        command.append(f"--id={_smi_id(device)}")
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # torch's, once a GPU has failed
         return ""
     return done.stdout.strip()
+
+
+def _smi_id(device: torch.device) -> str:
+    """How ``nvidia-smi`` calls it: CUDA_VISIBLE_DEVICES renumbers torch's GPUs, not its own."""
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    if not uuid:
+        return str(device.index or 0)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
 def source_digest() -> str:

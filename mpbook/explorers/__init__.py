@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.memory_explorer import MemoryExplorer
     from mpbook.explorers.published_explorer import PublishedExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
+    from mpbook.explorers.record_explorer import RecordExplorer
     from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryExplorer",
     "PublishedExplorer",
     "RangeResolutionExplorer",
+    "RecordExplorer",
     "RooflineExplorer",
     "SumExplorer",
 ]
@@ -36,6 +38,7 @@ _MODULES = {
     "MemoryExplorer": "memory_explorer",
     "PublishedExplorer": "published_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
+    "RecordExplorer": "record_explorer",
     "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",
 }

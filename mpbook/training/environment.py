@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def environment(precision: Precision, settings: Settings, device: torch.device) 
         stack.enter_context(_float32_matmul(precision, device))
         stack.enter_context(matmul_emulation(precision.compute_dtype, device))
         if settings.deterministic and device.type == "cuda":
-            stack.enter_context(_deterministic())
+            stack.enter_context(_deterministic(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         yield
@@ -44,15 +45,37 @@ def _float32_matmul(precision: Precision, device: torch.device) -> Iterator[None
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Only kernels that repeat bit for bit, where CUDA has them."""
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Only kernels that repeat bit for bit: an operator that has none raises, and says so.
+
+    Torch's own ``warn_only`` would leave the backward pass of attention as it is.  It is used only
+    where cuBLAS had started without the workspace that makes products repeat, and then its warnings
+    reach the caller.  New tensors are not filled with NaN: that finds bugs, and repeats nothing.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warned_only)
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=not _products_repeat(device))
+        yield
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            error.add_note("train(..., deterministic=False) lets it run, and may not repeat.")
+        raise
+    finally:
+        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before, warn_only=warned_only)
+
+
+def _products_repeat(device: torch.device) -> bool:
+    """Whether cuBLAS can be asked to; it reads its workspace at a process's first product."""
+    torch.use_deterministic_algorithms(True)
+    one = torch.ones(1, 1, device=device)
+    try:
+        torch.mm(one, one)
+    except RuntimeError:
+        return False
+    return True

@@ -55,7 +55,8 @@ class Settings:
             are counted, the first of all included; each costs a second update.
         loss_scale_growth_interval: of the dynamic loss scale, in steps.
         stop_on_nan: end the run at the first loss that is not finite.
-        deterministic: let CUDA use only kernels that repeat bit for bit.
+        deterministic: let CUDA use only kernels that repeat bit for bit; an operator without one
+            (`torch.use_deterministic_algorithms` lists them) raises a RuntimeError.
         seed: of dropout, of the batches and of stochastic rounding.
 
     Raises:

@@ -41,7 +41,8 @@ from mpbook.training.settings import cross_entropy
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SHAPES = (
-    GPTConfig(vocabulary=101, context=16, layers=2, heads=2, width=24),
+    # Head widths that are multiples of 8: flash attention pads the others.
+    GPTConfig(vocabulary=101, context=16, layers=2, heads=2, width=48),
     GPTConfig(vocabulary=300, context=9, layers=1, heads=4, width=32, bias=False),
     GPTConfig(vocabulary=2080, context=32, layers=3, heads=1, width=32),
 )

@@ -1,6 +1,7 @@
 """The parts that experiments share, each against a number that others found."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,35 @@ def test_a_product_is_counted_as_two_operations_a_multiplication():
     assert results["flops"] == 2 * 16 * 32 * 48
     assert len(results["seconds"]) == 5
     assert results["stated_peak"] is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "shapes"), [((7, 5), set()), ((8, 9), {(32, 16, 48)}), (None, {(32, 16, 48)})]
+)
+def test_float8_has_cases_only_where_its_kernels_take_them(capability, shapes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    experiment, gpu = EXPERIMENTS["matmul_ladder"], torch.device("cuda")
+    config = replace(experiment.config(CPU), shapes=((32, 16, 48), (33, 16, 48), (32, 24, 48)))
+    cases = experiment.cases(config, gpu)
+    found = {(c["m"], c["k"], c["n"]) for c in cases if c["format"] == "float8_e4m3fn"}
+    assert found == shapes
+    assert sum(c["format"] == "float16" for c in cases) == 3
+
+
+def test_the_peak_of_a_step_leaves_out_what_came_before(monkeypatch):
+    """The first calls compile, and the compiler's trials take memory that no later step takes."""
+    calls, before = [], []
+
+    @contextmanager
+    def peak_memory(device):
+        before.append(len(calls))
+        yield lambda: 7
+
+    monkeypatch.setattr(base, "peak_memory", peak_memory)
+    results = base.timed_steps(lambda *_: calls.append(1), SMALL, 1, CPU, readings=3)
+    assert results["peak_memory"] == 7
+    assert before == [5] and len(calls) == 8
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2)])

@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,14 +195,30 @@ def test_the_source_digest_changes_with_a_file_and_with_its_name(tmp_path, monke
 
 @pytest.mark.skipif(os.name != "posix", reason="writes a shell script")
 def test_gpu_state_is_empty_where_nvidia_smi_fails_or_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_smi_id", lambda device: "0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert records.gpu_state("driver_version") == ""
+    gpu = torch.device("cuda")
+    assert records.gpu_state("driver_version", gpu) == ""
     script = tmp_path / "nvidia-smi"
     script.write_text("#!/bin/sh\necho '570.1  '\n")
     script.chmod(0o755)
-    assert records.gpu_state("driver_version") == "570.1"
+    assert records.gpu_state("driver_version", gpu) == "570.1"
     script.write_text("#!/bin/sh\necho no devices; exit 9\n")
-    assert records.gpu_state("driver_version") == ""
+    assert records.gpu_state("driver_version", gpu) == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="writes a shell script")
+@pytest.mark.parametrize(("uuid", "asked"), [("0f-1", "GPU-0f-1"), ("MIG-7", "MIG-7"), (None, "3")])
+def test_gpu_state_asks_for_the_gpu_that_was_chosen(uuid, asked, tmp_path, monkeypatch):
+    """Not for the first one: CUDA_VISIBLE_DEVICES renumbers torch's GPUs and not nvidia-smi's."""
+    properties = SimpleNamespace(uuid=uuid) if uuid else SimpleNamespace()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\necho "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    said = records.gpu_state("driver_version", torch.device("cuda", 3))
+    assert f"--id={asked}" in said.split()
 
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):

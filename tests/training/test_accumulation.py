@@ -42,7 +42,7 @@ def by_hand(name, parts, *, steps, device, loss=cross_entropy, clip=0.5):
                 scaler.scale(one).backward()
             total = total + one.detach()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        nn.utils.clip_grad_norm_(net.parameters(), clip, foreach=False)  # as `train` does
         scaler.step(optimizer)
         scaler.update()
         losses.append(total.item())

@@ -51,19 +51,52 @@ def test_tf32_is_set_back_even_if_the_run_fails(before):
         matmul.allow_tf32, cudnn.allow_tf32 = found
 
 
+@pytest.fixture
+def switches():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("warn_only", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-def test_determinism_is_asked_for_and_set_back(before, warn_only, monkeypatch):
+def test_determinism_is_asked_for_and_set_back(before, warn_only, filled, switches, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    try:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        with environment_module._deterministic():
-            assert torch.are_deterministic_algorithms_enabled()
-            assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert torch.are_deterministic_algorithms_enabled() == before
-        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
-    finally:
-        torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    with environment_module._deterministic(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # attention repeats too
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
+def test_products_that_cannot_repeat_warn_instead_of_failing(switches, monkeypatch):
+    def mm(a, b):
+        raise RuntimeError("not deterministic because it uses CuBLAS")
+
+    monkeypatch.setattr(environment_module.torch, "mm", mm)
+    with environment_module._deterministic(torch.device("cpu")):
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_an_operator_that_cannot_repeat_names_the_switch(switches):
+    missing = "x_backward_cuda does not have a deterministic implementation"
+    with (
+        pytest.raises(RuntimeError, match=missing) as raised,
+        environment_module._deterministic(torch.device("cpu")),
+    ):
+        raise RuntimeError(missing)
+    assert "deterministic=False" in raised.value.__notes__[0]
+    with (
+        pytest.raises(RuntimeError, match="shape") as other,
+        environment_module._deterministic(torch.device("cpu")),
+    ):
+        raise RuntimeError("shape")
+    assert not hasattr(other.value, "__notes__")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -109,8 +109,10 @@ def timed_steps(
 ) -> Results:
     """Seconds and memory of training steps on random batches, as records keep them."""
     batches = random_batches(config, batch, device)
+    for turn in range(5):  # a compiler tries kernels out, whose memory is not the step's
+        step(*batches[turn % len(batches)])
     with peak_memory(device) as peak:
-        spread = time_calls(step, batches, device=device, readings=readings, warm_up=5)
+        spread = time_calls(step, batches, device=device, readings=readings, warm_up=0)
     return {
         "seconds": list(spread.readings),
         "tokens": batch * config.context,

@@ -44,11 +44,26 @@ def _config(device: torch.device) -> Config:
 
 
 def _cases(config: Config, device: torch.device) -> list[Case]:
-    formats = [f for f in config.formats if device.type == "cuda" or f not in _GPU_ONLY]
-    return [{"format": f, "m": m, "k": k, "n": n} for f in formats for m, k, n in config.shapes]
+    return [
+        {"format": format, "m": m, "k": k, "n": n}
+        for format in config.formats
+        if device.type == "cuda" or format not in _GPU_ONLY
+        for m, k, n in config.shapes
+        if format != "float8_e4m3fn" or (_multiplies_float8(device) and not any(_odd(m, k, n)))
+    ]
 
 
 _GPU_ONLY = {"tfloat32", "float8_e4m3fn"}
+
+
+def _odd(*sizes: int) -> list[bool]:
+    """Which sizes the kernels for float8 refuse: those that are no multiple of 16."""
+    return [size % 16 != 0 for size in sizes]
+
+
+def _multiplies_float8(device: torch.device) -> bool:
+    """Whether the GPU has units for it; of one that is not there, that it has."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _measure(config: Config, case: Case, device: torch.device) -> Results:
