@@ -30,10 +30,12 @@ SHIMS = ROOT / "tests" / "another_machine"
 COMMA_LOCALES = ("de_DE", "fr_FR", "es_ES", "it_IT")
 """Locales that write a half as 0,5."""
 
+DRAWN = {"pages", "explorers"}
+ROOMS = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - DRAWN
 NUMBERS = tuple(
     f"tests/{name}"
     for name in (
-        "autocast", "cost", "evidence", "exercises", "formats", "loss_scaling", "training", "watch",
+        *sorted(ROOMS),
         "test_bench.py", "test_data.py", "test_device.py", "test_master_weights.py",
         "test_models.py", "test_peers.py", "test_precision.py", "test_sixteen_bit_checkpoints.py",
     )
@@ -68,6 +70,7 @@ VARIANTS = {
     "locale": Variant(
         {"LC_ALL": "a decimal comma", "TZ": "Asia/Kathmandu"}, EVERYTHING + NOTEBOOKS
     ),
+    "nvidia-container": Variant({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, EVERYTHING + NOTEBOOKS),
     "cu130": Variant({"MPBOOK_TORCH_BUILD": "cu130"}, EVERYTHING + NOTEBOOKS),
 }
 """Every instruction set that this CPU has is what `threads-1` runs on, and ``make test``."""
