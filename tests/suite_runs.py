@@ -48,7 +48,7 @@ def run_pytest(
             command, cwd=ROOT, env=dict(environment), stdout=output, stderr=subprocess.STDOUT
         )
     said = log.read_text(encoding="utf-8", errors="replace")
-    failures = tuple(re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE))
+    failures = tuple(re.findall(r"^(?:FAILED|ERROR) (\S+(?: \d+)?)", said, re.MULTILINE))
     outcome = Outcome(name, done.returncode, _last(said), failures, time.monotonic() - start)
     print(f"  {_verdict(outcome)}", flush=True)
     return outcome

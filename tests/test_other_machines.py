@@ -184,12 +184,32 @@ def test_the_stand_in_is_a_cuda_device_with_cudas_rules(gpu):
     ]
 
 
+def artefact(file, words):
+    return rehearse.Artefact(file, words, "no compiler")
+
+
 def test_artefacts_of_the_stand_in_are_no_faults_and_faults_stay(monkeypatch):
-    monkeypatch.setattr(rehearse, "ARTEFACTS", {"book/a.ipynb::Cell 3": "no compiler"})
-    outcome = suite_runs.Outcome("x", 1, "2 failed", ("book/a.ipynb::Cell 3", "tests/b.py::c"), 1.0)
-    assert rehearse.without_artefacts(outcome).failures == ("tests/b.py::c",)
+    monkeypatch.setattr(rehearse, "ARTEFACTS", (artefact("tests/a.py", "test_c"),))
+    outcome = suite_runs.Outcome("x", 1, "2 failed", ("tests/a.py::test_c[1]", "b.py::c"), 1.0)
+    assert rehearse.without_artefacts(outcome).failures == ("b.py::c",)
     assert not rehearse.without_artefacts(outcome).passed
     alone = replace(outcome, failures=outcome.failures[:1])
     assert rehearse.without_artefacts(alone).passed
     killed = replace(alone, status=-11)
     assert not rehearse.without_artefacts(killed).passed
+
+
+@pytest.mark.parametrize("listed", rehearse.ARTEFACTS, ids=lambda one: one.words[:20])
+def test_an_artefact_is_one_cell_of_today(listed):
+    assert len(listed.names()) == 1 and listed.why
+
+
+@pytest.mark.skipif(os.name != "posix", reason="writes a shell script")
+def test_a_failed_cell_is_told_by_its_number(tmp_path):
+    """`Cell 1` must not stand for `Cell 12` too."""
+    said = "FAILED book/a.ipynb::Cell 12 - Notebook cell\nERROR tests/b.py::c[1] - x\n1 failed"
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\nprintf '{said}'\nexit 1\n")
+    fake.chmod(0o755)
+    outcome = suite_runs.run_pytest("x", fake, [], {}, tmp_path / "log")
+    assert outcome.failures == ("book/a.ipynb::Cell 12", "tests/b.py::c[1]")

@@ -1,6 +1,7 @@
 """`recorder` and its commands: all that is missing, each saved at once, none overwritten."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 
@@ -292,12 +293,17 @@ def compiles(experiment):
     return any(c.get("compile") or "compiled" in c.get("mode", "") for c in cases)
 
 
+SMALL_ON = ["cpu", "cuda"] if os.environ.get("MPBOOK_SIZES") == "cpu" else ["cpu"]
+"""Where experiments take a CPU's sizes; `make rehearse` asks a GPU for them."""
+
+
+@pytest.mark.parametrize("device", SMALL_ON)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[needs_compiler] * compiles(e)) for n, e in EXPERIMENTS.items()],
 )
-def test_every_experiment_runs_here_and_its_record_can_be_kept(name, tmp_path):
-    record = recorder.run(EXPERIMENTS[name], CPU, say=lambda line: None)
+def test_every_experiment_runs_here_and_its_record_can_be_kept(name, device, tmp_path):
+    record = recorder.run(EXPERIMENTS[name], torch.device(device), say=lambda line: None)
     assert {row["status"] for row in record.cases} == {"measured"}
     assert all(results for _, results in record.measured())
     assert records.load(records.save(record, tmp_path)) == record

@@ -66,7 +66,13 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """CUDA's choice of kernel and its own operators: autograd saves what it saves there."""
+    """CUDA's choice of kernel and its own operators: autograd saves what it saves there.
+
+    Raises:
+        RuntimeError: dtypes that differ, as torch says it before it chooses.
+    """
+    if not q.dtype == k.dtype == v.dtype:
+        raise RuntimeError(f"Expected one dtype, found {q.dtype}, {k.dtype} and {v.dtype}")
     choice = _choice(None, q, k, v, attn_mask)
     options = {"scale": scale}
     if choice == FLASH:
