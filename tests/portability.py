@@ -33,7 +33,8 @@ COMMA_LOCALES = ("de_DE", "fr_FR", "es_ES", "it_IT")
 NUMBERS = tuple(
     f"tests/{name}"
     for name in (
-        "autocast", "cost", "evidence", "exercises", "formats", "loss_scaling", "training", "watch",
+        "autocast", "cost", "evidence", "exercises", "formats", "loss_scaling", "many_gpus",
+        "training", "watch",
         "test_bench.py", "test_data.py", "test_device.py", "test_master_weights.py",
         "test_models.py", "test_peers.py", "test_precision.py", "test_sixteen_bit_checkpoints.py",
     )
