@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,7 +59,8 @@ def fine_tune(
 
     Returns:
         The losses (means over all ranks) and the loss scale at each step, the loss on held-out
-        digits before and after, and the dtypes of parameters, gradients and optimizer state.
+        digits before and after, the dtypes of parameters, outputs, gradients and optimizer state,
+        and the bytes that the rank holds for each parameter.
 
     Raises:
         ValueError: a batch that the ranks do not divide.
@@ -86,7 +88,8 @@ def fine_tune(
         tuner.optimizer.zero_grad(set_to_none=step + 1 < steps)
         losses.append(mean_over_ranks(loss.detach(), ranks))
     held_out += [tuner.held_out()]
-    return {"losses": losses, "scales": scales, "held_out": held_out} | tuner.dtypes()
+    found = {"losses": losses, "scales": scales, "held_out": held_out}
+    return found | tuner.dtypes() | {"bytes": tuner.bytes_per_parameter()}
 
 
 class Tuner:
@@ -104,6 +107,7 @@ class Tuner:
         """Of a batch of digits, which this transposes; the loss function in float32."""
         with region(self.engine, self.compute, self.device):
             outputs = self.model(transposed(inputs).to(self.device, self.loaded))
+        self.computed = outputs.dtype
         return cross_entropy(outputs.float(), targets.to(self.device))
 
     @torch.no_grad()
@@ -113,11 +117,26 @@ class Tuner:
         return self.loss(inputs, targets).item()
 
     def dtypes(self) -> dict[str, str]:
-        """Of the parameters, the gradients and Adam's first moment, of the first parameter."""
+        """Of the first parameter, its gradient and Adam's first moment, and of the outputs."""
         parameter = next(self.model.parameters())
-        state = self.optimizer.state[parameter].get("exp_avg")
-        found = {"parameters": parameter, "gradients": parameter.grad, "state": state}
-        return {name: str(t.dtype)[6:] for name, t in found.items() if t is not None}
+        state = self.optimizer.state[parameter].get("exp_avg", parameter)
+        gradient = parameter.grad if parameter.grad is not None else parameter
+        found = {"parameters": parameter, "gradients": gradient, "state": state}
+        names = {name: str(tensor.dtype)[6:] for name, tensor in found.items()}
+        return names | {"computed": str(self.computed)[6:]}
+
+    def bytes_per_parameter(self) -> float:
+        """What this rank holds between two steps, its own parts of sharded tensors, for each."""
+        parameters = list(self.model.parameters())
+        state = [t for p in parameters for t in self.optimizer.state[p].values() if t.dim()]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        held = sum(_own(tensor).nbytes for tensor in (*parameters, *gradients, *state))
+        return held / sum(parameter.numel() for parameter in parameters)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def wrapped(model: nn.Module, engine: Engine, compute: torch.dtype) -> nn.Module:
