@@ -65,10 +65,10 @@ def run_rank(main: Callable[..., Any], *, at_least: int = 1) -> None:
             threading.Thread(target=_watch, daemon=True).start()
         with joined():
             answer = json.dumps(main(**options))
+            if folder is not None:  # before this rank leaves the group, which the others feel
+                _write(Path(folder) / f"{rank}.answer", answer)
     if folder is None:
         print(f"rank {rank}: {answer}", flush=True)
-    else:
-        _write(Path(folder) / f"{rank}.answer", answer)
 
 
 @contextmanager

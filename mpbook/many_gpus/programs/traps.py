@@ -71,7 +71,7 @@ def reduced_in() -> dict[str, float]:
     return {"relative": float(difference.norm() / gradients["float32"].norm())}
 
 
-def tensor_parallel_norm() -> list[str]:
+def tensor_parallel_norm(*, by_itself: bool) -> list[str]:
     """The dtypes of the all-reduces in a backward pass of a norm whose sequence is sharded."""
 
     class Normed(nn.Module):
@@ -85,10 +85,19 @@ def tensor_parallel_norm() -> list[str]:
     both = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("data", "tensor"))
     model = Normed()
     parallelize_module(model, both["tensor"], {"norm": SequenceParallel()})
+    if by_itself:
+        exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=torch.bfloat16)
+        fully_shard(model.norm, mesh=both["data"], mp_policy=exact)
     fully_shard(model, mesh=both["data"], mp_policy=WIDE)
     with Reductions() as seen:
         model(share()[None]).to_local().float().square().sum().backward()
     return seen.dtypes
+
+
+def tensor_parallel_norms() -> dict[str, list[str]]:
+    """The norm in the policy of the whole model, and as a unit of its own in float32."""
+    cases = {"as the rest": False, "by itself": True}
+    return {name: tensor_parallel_norm(by_itself=case) for name, case in cases.items()}
 
 
 class Reductions(TorchDispatchMode):
@@ -226,7 +235,7 @@ def positions() -> dict[str, Any]:
 TRAPS: tuple[Callable[[], Any], ...] = (
     loaded_in_bfloat16,
     reduced_in,
-    tensor_parallel_norm,
+    tensor_parallel_norms,
     first_used_late,
     infinity_on_one_rank,
     scales_that_differ,
