@@ -70,7 +70,7 @@ def launch(
     ranks: int = 2,
     options: Mapping[str, Any] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
-    patience_s: float = 120.0,
+    patience_s: float = 300.0,
 ) -> list[Any]:
     """Run a program on every rank, and return what each one found.
 
@@ -104,7 +104,7 @@ def launch_all(
     *,
     ranks: int = 2,
     device: Literal["cpu", "cuda"] = "cpu",
-    patience_s: float = 120.0,
+    patience_s: float = 300.0,
 ) -> dict[str, list[Any]]:
     """Run several functions one after the other in one start, which is most of the time.
 
