@@ -33,7 +33,7 @@ from mpbook.many_gpus.program_text import program_text
 from mpbook.many_gpus.rank import FOLDER, LAUNCHER, PATIENCE
 
 PROGRAMS = "mpbook.many_gpus.programs"
-_GRACE_S = 5.0  # between asking processes to stop and killing them
+_GRACE_S = 20.0  # for the engine to end its ranks, on a busy machine, before it is killed
 _EXIT = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mpbook.many_gpus.launch import RankError, _failure, cannot_launch, launch
-from mpbook.many_gpus.rank import FOLDER, LAUNCHER, PATIENCE, run_rank
+from mpbook.many_gpus.rank import FOLDER, LAUNCHER, PATIENCE, _watch, run_rank
 
 # ruff: noqa: F821  a program's imports come from `mpbook.many_gpus.program_text.PRELUDE`
 
@@ -61,6 +63,9 @@ def no_rank_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Launches put their files below this test's folder, by which their processes are known."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield
+    until = time.monotonic() + 60  # a process that was killed takes a moment to be gone
+    while left_over(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
     assert left_over(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -117,6 +122,39 @@ def test_a_torch_without_gloo_is_refused_with_a_reason(monkeypatch: pytest.Monke
 def test_what_is_refused(options, message: str, patience_s: float) -> None:
     with pytest.raises(ValueError, match=message):
         launch(**options)
+
+
+def ended_by_its_watch(monkeypatch: pytest.MonkeyPatch, launcher: int, patience_s: float) -> bool:
+    """Whether the watch of a rank, run in this process, ends it; a real rank has it in a thread."""
+
+    class EndedError(Exception):
+        pass
+
+    def end(_code: int) -> None:
+        raise EndedError
+
+    monkeypatch.setenv(LAUNCHER, str(launcher))
+    monkeypatch.setenv(PATIENCE, str(patience_s))
+    monkeypatch.setattr(os, "_exit", end)
+    try:
+        _watch()
+    except EndedError:
+        return True
+    return False
+
+
+def test_a_rank_ends_itself_when_its_launcher_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    started = time.monotonic()
+    assert ended_by_its_watch(monkeypatch, gone.pid, patience_s=10_000)
+    assert time.monotonic() - started < 5_000
+
+
+def test_a_rank_ends_itself_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    assert ended_by_its_watch(monkeypatch, os.getpid(), patience_s=1)
+    assert time.monotonic() - started >= 1
 
 
 def failure(folder: Path, printed: str = "", ranks: int = 2) -> RankError:
