@@ -55,7 +55,7 @@ def _scattered(parts: Tensor) -> bool | None:
 
 
 def _reduce_scatter(ours: Tensor, whole: Tensor) -> None:
-    # torch 2.13 renamed it, and warns of the old name.
+    # Newer releases renamed it, and warn of the old name.
     renamed = getattr(dist, "reduce_scatter_single", None)
     (renamed or dist.reduce_scatter_tensor)(ours, whole)
 
