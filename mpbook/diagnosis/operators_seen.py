@@ -1,0 +1,373 @@
+"""Every operator of a step, below autocast and autograd: where it stands and how large its result.
+
+One dispatch mode over forward, loss, backward and update sees what hooks on modules do not:
+attention scores before their scale, the sums inside a loss, norms written by hand, the casts of
+inputs and weights.  Each result is known by its *place*:
+
+* in the forward pass, the module that is running and the innermost line outside of torch;
+* in the backward pass, the place where the node of the graph was made: nodes are numbered in the
+  order of creation, and each operator of the forward pass notes how far the numbers have come.
+
+Of each result it keeps the dtype, the largest magnitude, and whether it is the first that is not
+finite; of gradients in 16 bits a histogram too, for the loss scale.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+import mpbook
+from mpbook.watch.histograms import Histogram, log2_histogram
+
+Phase = Literal["forward", "backward", "update"]
+MODEL, LOSS = "(model)", "(loss)"
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator stands: module, and file and line of the code that called it."""
+
+    module: str
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f"{Path(self.file).name}:{self.line}" if self.file else ""
+        return f"{self.module} ({where})" if where else self.module
+
+
+@dataclass(frozen=True)
+class Key:
+    """One operator of a step: the same in each run, whatever its dtype."""
+
+    phase: Phase
+    place: Place
+    operator: str
+    nth: int
+
+
+@dataclass
+class Seen:
+    """What one operator put out, over all steps.
+
+    ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
+    though all operands were; ``signs`` has "+", "-" and "nan" of what was not.
+    """
+
+    key: Key
+    dtype: torch.dtype
+    order: int
+    shape: tuple[int, ...]
+    largest: float = 0.0
+    step: int = 0
+    began: bool = False
+    nonfinite: bool = False
+    signs: set[str] = field(default_factory=set)
+    cause: str = ""
+    histogram: Histogram | None = None
+    cancelled: bool = False
+    is_negative: bool = False
+
+    @property
+    def operator(self) -> str:
+        """Its name, as ``torch.ops.aten`` has it."""
+        return self.key.operator
+
+    @property
+    def headroom(self) -> float:
+        """Binades between the largest magnitude and float16's largest number."""
+        return math.log2(65504.0 / self.largest) if self.largest else math.inf
+
+    def __str__(self) -> str:
+        backward = "the backward pass of " if self.key.phase == "backward" else ""
+        return f"{self.operator} in {backward}{self.key.place}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Indices that an operator chose: of a top-k, an argmax or a sort."""
+
+    key: Key
+    indices: Tensor
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operator that runs inside, by the place of its call.
+
+    Args:
+        model: whose modules are named.
+        histograms: whether to count the gradients that are in 16 bits.
+        loss_scale: by which gradients are multiplied; histograms are of the unscaled ones.
+    """
+
+    def __init__(self, model: nn.Module, *, histograms: bool = False, loss_scale: float = 1.0):
+        super().__init__()
+        self.model, self.histograms, self.loss_scale = model, histograms, loss_scale
+        self.phase: Phase = "forward"
+        self.step = 0
+        self.seen: dict[Key, Seen] = {}
+        self.choices: list[Choice] = []
+        self.unseen: Counter[str] = Counter()
+        self.called: set[str] = set()
+        self.work: list[tuple[torch.dtype, int, int]] = []
+        self.watch_writes: Callable[[Any, Any, Any, Callable[[], Any]], Any] | None = None
+        self._running: list[str] = []
+        self._numbers: list[int] = []
+        self._places: list[Place] = []
+        self._nth: Counter[tuple[Any, ...]] = Counter()
+
+    # --- Which module is running ------------------------------------------------------------
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Note when each module begins and ends."""
+        handles: list[Any] = []
+        for name, module in self.model.named_modules():
+            before = partial(self._before, name or MODEL)
+            handles.append(module.register_forward_pre_hook(before, prepend=True))
+            handles.append(module.register_forward_hook(self._after, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, name: str, _module: nn.Module, _args: Any) -> None:
+        self.called.add(name)
+        self._running.append(name)
+
+    def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if self._running:
+            self._running.pop()
+
+    def begin(self, step: int) -> None:
+        """A new step: operators are counted from the first again."""
+        self.step, self.phase = step, "forward"
+        self._nth.clear()
+        self._numbers.clear()
+        self._places.clear()
+        self._running.clear()
+
+    def _place(self) -> Place:
+        node = torch._C._current_autograd_node()
+        if node is not None and not self._running:
+            at = bisect_right(self._numbers, node._sequence_nr())
+            return self._places[at] if at < len(self._places) else Place(LOSS)
+        file, line = _line_of_the_caller()
+        place = Place(self._running[-1] if self._running else LOSS, file, line)
+        if node is None:
+            self._numbers.append(torch._C._autograd._get_sequence_nr())
+            self._places.append(place)
+        return place
+
+    # --- What an operator put out -----------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operator of torch."""
+        kwargs = kwargs or {}
+        run = partial(_run, func, args, kwargs)
+        result = self.watch_writes(func, args, kwargs, run) if self.watch_writes else run()
+        space, _, name = func._schema.name.partition("::")
+        if space not in ("aten", "prims"):
+            self.unseen[f"custom operator {space}::{name}"] += 1
+        if not func.is_view and name not in _NO_NUMBERS:
+            self._note(name, args, kwargs, result)
+            self._note_work(func, args, kwargs, result)
+        return result
+
+    def _note(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        backward = torch._C._current_autograd_node() is not None
+        phase: Phase = "update" if self.phase == "update" else "backward" if backward else "forward"
+        place = self._place()
+        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if name in _CHOOSES and self.step == 0 and results:
+            indices = results[-1].detach().cpu()
+            self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
+        for tensor in results:
+            if not tensor.is_floating_point() or tensor.layout != torch.strided:
+                self._note_unseen(tensor, place)
+            elif tensor.numel():
+                self._count(self._key(phase, place, name), tensor, args, kwargs)
+
+    def _note_work(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """What a roofline needs: operations of products, and bytes read and written."""
+        if self.step or self.phase == "update":
+            return
+        operands, results = _floats((args, kwargs)), _floats(result)
+        if not operands or not results:
+            return
+        count = flop_registry.get(func._overloadpacket)
+        flops = count(*args, **kwargs, out_val=result) if count else 0
+        moved = sum(t.numel() * t.element_size() for t in (*operands, *results))
+        self.work.append((operands[0].dtype, int(flops), moved))
+
+    def _note_unseen(self, tensor: Tensor, place: Place) -> None:
+        if tensor.layout != torch.strided:
+            self.unseen[f"{str(tensor.layout).removeprefix('torch.')} tensors in {place}"] += 1
+        elif tensor.is_complex():
+            self.unseen[f"complex numbers in {place}"] += 1
+
+    def _key(self, phase: Phase, place: Place, name: str) -> Key:
+        found = phase, place, name
+        self._nth[found] += 1
+        return Key(*found, self._nth[found])
+
+    def _count(self, key: Key, tensor: Tensor, args: Any, kwargs: Any) -> None:
+        value = tensor.detach()
+        low, high = (x.item() for x in torch.aminmax(value))
+        seen = self.seen.get(key)
+        if seen is None:
+            seen = Seen(key, value.dtype, len(self.seen), tuple(value.shape), step=self.step)
+            self.seen[key] = seen
+        largest = max(abs(low), abs(high))
+        seen.is_negative = largest == -low and high <= 0
+        if not math.isfinite(largest):
+            self._note_nonfinite(seen, value, (args, kwargs))
+            largest = _largest_finite(value)
+        if key.phase == "backward":
+            largest /= self.loss_scale
+            self._count_gradient(seen, value, args)
+        if largest > seen.largest:
+            seen.largest, seen.step = largest, self.step
+
+    def _note_nonfinite(self, seen: Seen, value: Tensor, operands: Any) -> None:
+        if not seen.nonfinite:
+            seen.nonfinite, seen.step = True, self.step
+        if value.isnan().any():
+            seen.signs.add("nan")
+        if (value == math.inf).any():
+            seen.signs.add("+")
+        if (value == -math.inf).any():
+            seen.signs.add("-")
+        if not seen.began and _all_finite(operands):
+            seen.began = True
+            seen.cause = _cause(seen.operator, operands)
+
+    def _count_gradient(self, seen: Seen, value: Tensor, args: Any) -> None:
+        if not self.histograms or value.dtype not in SIXTEEN_BIT or self.step:
+            return
+        seen.cancelled = seen.cancelled or _is_cancelled(value, args)
+        counted = log2_histogram(value.float())
+        seen.histogram = counted if seen.histogram is None else seen.histogram + counted
+
+
+_NO_NUMBERS = frozenset(
+    "empty empty_like empty_strided new_empty new_empty_strided resize_ detach clone alias "
+    "lift_fresh _local_scalar_dense set_".split()
+)
+_CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
+_FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
+
+
+_MASKS = frozenset("_to_copy copy_ add add_ sub mul neg".split())
+
+
+def is_like_a_mask(seen: Seen) -> bool:
+    """Whether it is infinite as a mask is: filled with constants, or minus infinity by a cast."""
+    return is_a_fill(seen) or (seen.operator in _MASKS and seen.signs == {"-"})
+
+
+def is_a_fill(seen: Seen) -> bool:
+    """Whether an operator writes constants, so that an infinity in it is somebody's intention."""
+    return seen.operator in _FILLS
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operator; where a CPU alone lacks it in 16 bits, as a GPU would compute it."""
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if "not implemented for 'Half'" not in str(error) or _is_algebra(func):
+            raise
+    narrow = next(t.dtype for t in tree_leaves((args, kwargs)) if _is_narrow(t))
+    widened = tree_map(lambda t: t.float() if _is_narrow(t) else t, (args, kwargs))
+    result = func(*widened[0], **widened[1])
+    return tree_map(lambda t: t.to(narrow) if _is_float32(t) else t, result)
+
+
+def _is_algebra(func: Any) -> bool:
+    """Decompositions have no 16-bit kernels on a GPU either."""
+    name = func._schema.name
+    return "linalg" in name or any(word in name for word in ("cholesky", "lu", "qr", "svd", "inv"))
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in SIXTEEN_BIT
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def _floats(nest: Any) -> list[Tensor]:
+    leaves = [t for t in tree_leaves(nest) if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t.detach() for t in leaves if t.layout == torch.strided and t.numel()]
+
+
+def _all_finite(nest: Any) -> bool:
+    return all(bool(t.isfinite().all()) for t in _floats(nest))
+
+
+def _largest_finite(value: Tensor) -> float:
+    finite = torch.where(value.isfinite(), value, torch.zeros_like(value)).abs()
+    return float(finite.max())
+
+
+def _is_cancelled(result: Tensor, args: Any) -> bool:
+    """Whether a sum is nothing but the rounding of its terms: below their eps, added at random."""
+    floats = _floats(args)
+    if not floats or result.numel() * 2 > floats[0].numel():
+        return False
+    terms = floats[0].float()
+    noise = terms.norm() * torch.finfo(floats[0].dtype).eps
+    return bool(result.float().norm() <= 2 * noise)
+
+
+def _cause(operator: str, operands: Any) -> str:
+    """Why finite operands give a result that is not finite."""
+    floats = _floats(operands)
+    if operator in ("div", "div_", "reciprocal") and floats and bool((floats[-1] == 0).any()):
+        return "its divisor is 0"
+    if operator in ("log", "rsqrt", "log2", "log10") and floats and bool((floats[0] == 0).any()):
+        return "its operand is 0"
+    if operator in ("_to_copy", "copy_"):
+        return "the cast overflows"
+    return ""
+
+
+_TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(mpbook.__file__).parent)
+_MODELS = tuple(str(Path(_OURS, *part)) for part in (("models.py",), ("diagnosis", "zoo")))
+"""The package's own models and losses, whose lines are worth naming."""
+_RUNNER = str(Path(_OURS, "diagnosis", "workload.py"))
+
+
+def _line_of_the_caller() -> tuple[str, int]:
+    """File and line of the innermost frame that is neither torch's nor this room's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
+        if file == _RUNNER:
+            break
+        if not inside and "/contextlib.py" not in file:
+            return file, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return "", 0
