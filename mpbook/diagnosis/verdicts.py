@@ -103,10 +103,9 @@ def judge_float16(
         loss_scale_needed=run.sound and any(share > NEEDED for share in lost.values()),
     )
     if not run.sound:
-        said: tuple[str, ...] = (
-            () if found.forecast else ("the run fails; magnitudes alone did not say so",)
-        )
-        return replace(_failed(found, run, reference), contradictions=said)
+        failed = _failed(found, run, reference)
+        unsaid = "the run fails; magnitudes alone did not say so"
+        return failed if found.forecast else replace(failed, contradictions=(unsaid,))
     infinite = next((s for s in infinities(run, reference) if not is_like_a_mask(s)), None)
     if found.total > WRONG and (infinite or found.total > CHAOTIC * sensitive):
         reason = _is_wrong(found.total, infinite)

@@ -138,9 +138,9 @@ class Workload:
                 stack.enter_context(Float32Lines(lines))
             try:
                 for number, batch in enumerate(self.batches[:steps]):
-                    converted = map_tensors(partial(converted, dtype=inputs), batch)
+                    own = map_tensors(partial(converted, dtype=inputs), batch)
                     inside = partial(autocast_of, self.target, autocast, self.device)
-                    stepper.run(number, self.step or call, converted, inside)
+                    stepper.run(number, self.step or call, own, inside)
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
