@@ -118,7 +118,7 @@ def line_of_the_caller() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file == _RUNNER:  # what is further out is the call of `diagnose` itself
+        if file == _RUNNER and frame.f_code.co_name == "_step":  # what is further out is the call of `diagnose` itself
             break
         if is_theirs(file):
             return file, frame.f_lineno

@@ -85,6 +85,9 @@ class Ledger:
         for name, parameter in model.named_parameters():
             state = "weights" if parameter.requires_grad else "weights without a gradient"
             self._names[parameter.untyped_storage().data_ptr()] = state, name
+        for name, buffer in model.named_buffers():
+            if _is_kept(buffer):
+                self._names[buffer.untyped_storage().data_ptr()] = "buffers", name
         names = {id(p): n for n, p in model.named_parameters()}
         for parameter, kind, tensor in _states(optimizers):
             name = names.get(id(parameter), "a parameter")

@@ -190,7 +190,7 @@ def _is_wrong(error: float, suspect: Seen | None = None) -> str:
 
 
 def _is_finite(run: Run) -> str:
-    return f"losses, gradients and weights are finite in {max(len(run.losses), 1)} steps"
+    return f"losses, gradients and weights are finite in {run.steps} steps"
 
 
 def _underflow(lost: dict[str, float]) -> str:
