@@ -1,4 +1,7 @@
-"""``python -m mpbook diagnose``, ``doctor``, ``bench``, ``record``, ``claims``, ``versions``, ``frameworks``."""
+"""``python -m mpbook``: ``diagnose``, ``doctor``, ``bench``, ``record``, ``claims``, and others.
+
+``versions`` and ``frameworks`` are the others; ``--help`` says what each is for.
+"""
 
 from __future__ import annotations
 

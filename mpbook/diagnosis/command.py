@@ -40,10 +40,8 @@ def called(what: str) -> Mapping[str, Any]:
     return given
 
 
-def diagnosed(
-    given: Mapping[str, Any], *, formats: Sequence[str], steps: int
-) -> Diagnosis:
+def diagnosed(given: Mapping[str, Any], *, formats: Sequence[str], steps: int) -> Diagnosis:
     """The diagnosis of what a function returned; what it says itself wins over the options."""
-    options = {"formats": formats, "steps": steps} | dict(given)
+    options: dict[str, Any] = {"formats": formats, "steps": steps, **given}
     model, batches = options.pop("model"), options.pop("batches")
     return diagnose(model, batches, **options)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mpbook.diagnosis.batches import tensors_in
 from mpbook.diagnosis.places import MODEL, Place
@@ -102,7 +103,7 @@ def each(optimizer: Any) -> list[Any]:
 def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
     """The GPU that any tensor is on, else the CPU."""
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(batches[0])]
-    if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in tensors):
+    if any(isinstance(t, UninitializedParameter | UninitializedBuffer) for t in tensors):
         raise ValueError(
             "model: has lazy layers without weights yet; call the model on a batch first, and make "
             "the optimizer after that"

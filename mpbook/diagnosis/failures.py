@@ -96,6 +96,8 @@ def highest_scale(wide: Run) -> int:
 
 def suggested_scale(wide: Run) -> float:
     """A power of two to run float16 with: the middle of the window, or one below overflow."""
+    if not in_16_bit(wide, phase="backward"):
+        return 2.0**10  # it has not come to a backward pass
     window, high = scale_window(wide), highest_scale(wide)
     exponent = (max(window[0], 0) + window[1]) // 2 if window else high - 1
     return 2.0 ** max(min(exponent, 24, high - 1), -24)

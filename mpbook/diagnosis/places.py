@@ -118,8 +118,8 @@ def line_of_the_caller() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file == _RUNNER and frame.f_code.co_name == "_step":  # what is further out is the call of `diagnose` itself
-            break
+        if file == _RUNNER and frame.f_code.co_name == "_step":
+            break  # what is further out is the call of `diagnose` itself
         if is_theirs(file):
             return file, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]

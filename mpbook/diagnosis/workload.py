@@ -31,8 +31,8 @@ from mpbook.diagnosis.copies import (
     own_name,
     round_weights,
     same_random_numbers,
-    without_master_copies,
     unwrapped,
+    without_master_copies,
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.operators_seen import Recorder
@@ -145,6 +145,14 @@ class Workload:
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
+        return run
+
+    def run_scaled(self, dtype: torch.dtype, *, loss_scale: float, **options: Any) -> Run:
+        """A run at a loss scale; at a lower one, where gradients overflow, as a scaler goes."""
+        run = self.run(dtype, loss_scale=loss_scale, **options)
+        while run.skipped and run.finite_losses and run.error is None and loss_scale > 2.0**-8:
+            loss_scale /= 2**6
+            run = self.run(dtype, loss_scale=loss_scale, **options)
         return run
 
     def is_repeatable(self, reference: Run) -> bool:

@@ -44,12 +44,17 @@ def test_the_cpus_own_autocast_is_back_afterwards() -> None:
 
     def dtypes() -> list[torch.dtype]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return [f(x).dtype for f in (torch.exp, lambda t: (t[None] @ t[:, None]), torch.sum)]
+            return [f(x).dtype for f in (torch.exp, lambda t: t[None] @ t[:, None], torch.sum)]
 
     before = dtypes()
-    with pytest.raises(KeyError), autocast_of("cuda", torch.float16, CPU):
-        assert torch.exp(x.half()).dtype == torch.float32
-        raise KeyError
+
+    def interrupted() -> None:
+        with autocast_of("cuda", torch.float16, CPU):
+            assert torch.exp(x.half()).dtype == torch.float32
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert dtypes() == before
     assert not torch.is_autocast_enabled("cpu")
 
