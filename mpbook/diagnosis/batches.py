@@ -97,13 +97,12 @@ class Call:
         return _scalar(self._way(model, batch))
 
     def _find(self, model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
-        """The first way that gives a tensor, tried without gradients and random numbers' trace."""
+        """The first way that gives a tensor."""
         raised: list[tuple[bool, Exception]] = []
         for way in self._ways(model, batch):
             self._called = False
             try:
-                with torch.no_grad():
-                    result = way(model, batch)
+                result = way(model, batch)
                 if isinstance(result, Tensor):
                     return way
                 error: Exception = ValueError(_NO_LOSS.format(type(result).__name__))

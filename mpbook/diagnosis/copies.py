@@ -125,12 +125,15 @@ def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
-def convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Real floating weights and buffers in another dtype; complex ones stay complex."""
+def convert(module: nn.Module, dtype: torch.dtype, given: set[torch.dtype]) -> None:
+    """Real floating weights and buffers in another dtype; complex ones stay complex.
+
+    A buffer whose dtype no weight has was given it on purpose, and keeps it.
+    """
     for part in module.modules():
         for held in (part._parameters, part._buffers):
             for tensor in held.values():
-                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                if tensor is not None and tensor.dtype in given - {dtype}:
                     tensor.data = tensor.data.to(dtype)
 
 

@@ -34,6 +34,7 @@ from mpbook.diagnosis.places import (
     LOSS,
     MODEL,
     OPTIMIZER,
+    OVERFLOWS,
     SIXTEEN_BIT,
     Key,
     Phase,
@@ -88,6 +89,9 @@ class Recorder(TorchDispatchMode):
         """Note when each module begins and ends."""
         handles: list[Any] = []
         for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                self.unseen[f"TorchScript in {name or MODEL}: its modules and lines"] += 1
+                continue
             before = partial(self._before, name or MODEL)
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(self._after, always_call=True))
@@ -226,6 +230,8 @@ class Recorder(TorchDispatchMode):
             largest /= self.loss_scale
             self._count_gradient(seen, value, args)
         if largest > seen.largest:
+            if seen.largest < OVERFLOWS <= largest:
+                seen.overflows_at = self.step
             seen.largest = largest
             seen.step = seen.step if seen.nonfinite else self.step
 
@@ -241,6 +247,8 @@ class Recorder(TorchDispatchMode):
         others = _floats(operands)
         if self._writes:  # its own result is among the operands of an operator in place
             others = [t for t in others if t.data_ptr() != value.data_ptr()]
+        if not seen.began_nan and "nan" in seen.signs:
+            seen.began_nan = not any(bool(t.isnan().any()) for t in others)
         if not seen.began and self._written_finite and _all_finite(others):
             seen.began = True
             seen.cause = _cause(seen.operator, operands)

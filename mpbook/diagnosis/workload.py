@@ -199,7 +199,7 @@ class Workload:
                 optimizer = without_master_copies(optimizer, model)
             for module in (model, loss):
                 if module is not None:
-                    convert(module, weights)
+                    convert(module, weights, self.given | {torch.float32, torch.float64})
         call = Call(loss or self.loss)
         call._way = self.call._way if loss is None else None
         return model, optimizer, call

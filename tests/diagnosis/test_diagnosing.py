@@ -359,3 +359,45 @@ def test_a_copy_says_the_same() -> None:
         for m in (model, copy.deepcopy(model))
     )
     assert one == two
+
+
+def test_a_row_that_is_masked_throughout_is_nan_by_its_mask() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(16, 16, dtype=torch.bool)
+            mask[0] = True
+            y = self.layer(x)
+            return (y @ y.mT).masked_fill(mask, float("-inf")).softmax(-1) @ y
+
+    found = diagnose(Masked(), X, loss=lambda o: o.square().mean())
+    verdict = found.of("float16")
+    assert verdict.survives == "fails in float32 too" and verdict.failure is not None
+    assert verdict.failure.operator == "masked_fill" and "NaN first in _softmax" in verdict.reason
+
+
+def test_a_penalty_on_gradients_runs_backward_inside_forward() -> None:
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone().requires_grad_()
+            out = self.net(x).sum()
+            (slope,) = torch.autograd.grad(out, x, create_graph=True)
+            return out + (slope.norm(dim=1) - 1).square().mean()
+
+    found = diagnose(Critic(), X, optimizer=ADAM)
+    assert {found.survives(f) for f in ("float16", "bfloat16")} == {"yes"}
+
+
+def test_a_failure_at_a_later_step_is_foretold_for_that_step() -> None:
+    descent = partial(torch.optim.SGD, lr=3e4)
+    found = diagnose(mlp(), (X, Y), loss=F.cross_entropy, optimizer=descent)
+    verdict = found.of("float16")
+    assert verdict.survives == "no" and verdict.failure is not None and verdict.failure.step > 0
+    assert verdict.forecast is not None and verdict.forecast.overflows_at == verdict.failure.step
