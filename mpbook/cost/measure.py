@@ -75,6 +75,8 @@ def saved_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # a sparse one has no storage of its own
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()

@@ -1,0 +1,248 @@
+"""Any batch, any output, any loss: how a model is called on a batch, and where its loss comes from.
+
+A batch is a tensor, a tuple, a mapping, or an object of one's own.  What a model takes of it, and
+what a loss takes of both, is found once, by trying the ways in the order in which people mean them:
+
+* a mapping goes in by keyword, as far as ``forward`` has the names (Hugging Face's batches);
+* of a tuple, the last element is the target where a loss takes two arguments, and goes to the loss;
+* a loss gets ``(output, batch)``, ``(output, target)`` or ``(output)``;
+* without a loss it is the model's own: a scalar output, or ``.loss``, or ``["loss"]``, or the first
+  scalar of a tuple.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[..., Any]
+
+
+def as_batches(batches: Any, steps: int) -> list[Any]:
+    """One batch for each step; fewer are used again.
+
+    A list, a generator or a loader holds batches; a tensor, a tuple, a mapping or a dataclass is
+    one.
+
+    Raises:
+        ValueError: no batch, or no step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected at least 1")
+    found = list(itertools.islice(batches, steps)) if _holds_batches(batches) else [batches]
+    if not found or found == [None]:
+        raise ValueError(
+            "batches: has no batch; expected one (a tensor, tuple, dict or dataclass), or a list "
+            "or loader of them (an exhausted generator is empty: make a new one)"
+        )
+    return [found[i % len(found)] for i in range(steps)]
+
+
+def _holds_batches(batches: Any) -> bool:
+    one = isinstance(batches, Tensor | tuple | Mapping) or dataclasses.is_dataclass(batches)
+    return not one and isinstance(batches, Iterable) and not hasattr(batches, "keys")
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
+    """The same batch with each of its tensors changed; other values are handed on as they are."""
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if dataclasses.is_dataclass(nest) and not isinstance(nest, type | Mapping):
+        fields = {f.name: getattr(nest, f.name) for f in dataclasses.fields(nest) if f.init}
+        return dataclasses.replace(nest, **{k: map_tensors(change, v) for k, v in fields.items()})
+    if isinstance(nest, Mapping):
+        return {key: map_tensors(change, value) for key, value in nest.items()}
+    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
+        return type(nest)(*(map_tensors(change, value) for value in nest))
+    if isinstance(nest, list | tuple):
+        return type(nest)(map_tensors(change, value) for value in nest)
+    return nest
+
+
+def tensors_in(nest: Any) -> list[Tensor]:
+    """All tensors of a batch or an output, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, nest)
+    return found
+
+
+class Call:
+    """Output and loss of a model on a batch; the way that worked first is kept."""
+
+    def __init__(self, loss: Loss | None) -> None:
+        self.loss, self.in_float32 = loss, False
+        self._called = False
+        self._way: Callable[[nn.Module, Any], Tensor] | None = None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The scalar loss.
+
+        Raises:
+            ValueError: a loss that is no scalar, or none to be found.
+            Exception: what the model raises, where no way of calling it works.
+        """
+        if self._way is None:
+            self._way = self._find(model, batch)
+        return _scalar(self._way(model, batch))
+
+    def _find(self, model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
+        """The first way that gives a tensor."""
+        raised: list[tuple[bool, Exception]] = []
+        for way in self._ways(model, batch):
+            self._called = False
+            try:
+                result = way(model, batch)
+                if isinstance(result, Tensor):
+                    return way
+                error: Exception = ValueError(_NO_LOSS.format(type(result).__name__))
+            except (TypeError, AttributeError, KeyError, IndexError, ValueError, RuntimeError) as e:
+                error = e
+            raised.append((self._called, error))
+        # What went wrong after the model had been called says more than a way that does not fit it,
+        # and so does anything but a number of arguments.
+        raise min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
+
+    def _ways(self, model: nn.Module, batch: Any) -> Iterable[Callable[[nn.Module, Any], Any]]:
+        for arguments, losses in itertools.product(
+            _argument_ways(model, batch, targets=_arity(self.loss) > 1), self._loss_ways(batch)
+        ):
+
+            def way(m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
+                positional, named = a(b)
+                output = m(*positional, **named)
+                self._called = True
+                if not self.in_float32:
+                    return f(output, b)
+                with torch.autocast(tensors_in(b)[0].device.type, enabled=False):
+                    return f(map_tensors(lambda t: t.float(), output), b)
+
+            yield way
+
+    def _loss_ways(self, batch: Any) -> list[Callable[[Any, Any], Any]]:
+        loss = self.loss
+        if loss is None:
+            return [lambda output, _batch: _own_loss(output)]
+        ways: list[Callable[[Any, Any], Any]] = []
+        if _arity(loss) > 1:
+            with_batch = lambda o, b: loss(o, b)  # noqa: E731
+            with_target = lambda o, b: loss(o, _target(b))  # noqa: E731
+            ways = [with_batch, with_target]
+            if isinstance(batch, tuple | list) and _is_of_torch(loss):
+                ways = [with_target, with_batch]
+            ways.append(lambda o, b: loss(_tensor_of(o), _target(b)))
+        return [*ways, lambda o, _b: loss(o)]
+
+
+_NO_LOSS = (
+    "loss: the model returned a {} without a loss in it; pass loss=, a function of the output and "
+    "the batch that returns a scalar, or step= for a loop of your own"
+)
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss: gave {what}, expected a tensor with one element; take its .mean() or .sum()"
+        )
+    if not value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "loss: has no gradient; expected a loss that depends on parameters with "
+            "requires_grad=True (is it detached, or made under no_grad?)"
+        )
+    return value.reshape(())
+
+
+def _own_loss(output: Any) -> Any:
+    """The loss that is in an output."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "loss" in output:
+        return output["loss"]
+    if getattr(output, "loss", None) is not None:
+        return output.loss
+    if isinstance(output, tuple | list):
+        scalars = [t for t in output if isinstance(t, Tensor) and t.numel() == 1]
+        if scalars:
+            return scalars[0]
+    raise ValueError(_NO_LOSS.format(type(output).__name__))
+
+
+_OF_A_TUPLE: tuple[Callable[[Any], Any], ...] = (
+    lambda b: (tuple(b[:-1]), {}),
+    lambda b: (tuple(b), {}),
+    lambda b: ((b[0],), {}),
+    lambda b: ((b,), {}),
+)
+
+
+def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Callable[[Any], Any]]:
+    """Ways from a batch to positional and keyword arguments of the model, likeliest first."""
+    if isinstance(batch, Mapping):
+        names = _accepted(model)
+        if names is None or names & set(batch):
+            return [lambda b: ((), {k: b[k] for k in b if names is None or k in names})]
+        return [lambda b: ((b,), {})]
+    if not isinstance(batch, tuple | list):
+        return [lambda b: ((b,), {})]
+    without_target, whole, first, as_one = _OF_A_TUPLE
+    ways = [without_target, whole] if targets and len(batch) > 1 else [whole, without_target]
+    return [*ways, first, as_one]
+
+
+def _accepted(model: nn.Module) -> set[str] | None:
+    """The names of the arguments of ``forward``, None if it takes any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def _arity(loss: Loss | None) -> int:
+    """How many positional arguments a loss takes; 2 if it does not say."""
+    if loss is None:
+        return 1
+    try:
+        called = loss.forward if isinstance(loss, nn.Module) else loss
+        parameters = list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):
+        return 2
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return 2
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return max(len(needed), 1)
+
+
+def _is_of_torch(loss: Loss) -> bool:
+    home = type(loss).__module__ if isinstance(loss, nn.Module) else str(loss.__module__)
+    return home.partition(".")[0] == "torch"
+
+
+def _target(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        for name in ("labels", "label", "target", "targets", "y"):
+            if name in batch:
+                return batch[name]
+        raise KeyError("the batch has no labels, target or y")
+    if isinstance(batch, tuple | list):
+        return batch[-1]
+    return batch
+
+
+def _tensor_of(output: Any) -> Tensor:
+    """The first tensor of an output: the logits of a Hugging Face model that has no loss."""
+    if getattr(output, "logits", None) is not None:
+        return output.logits
+    return tensors_in(output)[0]

@@ -1,0 +1,188 @@
+"""Copies of what is diagnosed: model, optimizer and batches, in a dtype of one's own."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from mpbook.diagnosis.batches import tensors_in
+from mpbook.diagnosis.places import MODEL, Place
+from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
+
+
+def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
+    """A model without what compiles or distributes it, and the names of compiled parts."""
+    compiled = []
+    if hasattr(model, "_orig_mod"):
+        model, compiled = model._orig_mod, ["(model)"]
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    for name, module in model.named_modules():
+        is_wrapper = hasattr(module, "_orig_mod")
+        if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
+            compiled.append(name or "(model)")
+    return model, list(dict.fromkeys(compiled))
+
+
+def own_name(place: Place) -> str:
+    """As ``named_modules`` has it."""
+    return "" if place.module == MODEL else place.module
+
+
+def checked_optimizer(optimizer: Any, model: nn.Module, *, own_step: bool = False) -> Any:
+    """An optimizer, some of them, or none; a class or function is called on the parameters."""
+    if optimizer is None:
+        return None
+    if isinstance(optimizer, Mapping | list | tuple):
+        for one in each(optimizer):
+            checked_optimizer(one, model, own_step=own_step)
+        return optimizer
+    if isinstance(optimizer, type) or not is_optimizer(optimizer):
+        made = optimizer(model.parameters()) if callable(optimizer) else None
+        if made is None or not is_optimizer(made):
+            raise TypeError(
+                f"optimizer: a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or a "
+                "function from parameters to one, such as functools.partial(AdamW, lr=1e-3)"
+            )
+        optimizer = made
+    if not own_step and _needs_a_closure(optimizer):
+        raise ValueError(
+            f"optimizer: {type(optimizer).__name__}.step() needs a closure; pass step=, a function "
+            "step(model, optimizer, batch) that gives it one"
+        )
+    return optimizer
+
+
+def without_master_copies(optimizer: Any, model: nn.Module) -> Any:
+    """The inner optimizer of a wrapper that keeps float32 copies of a model's 16-bit weights.
+
+    A model that is float32 itself has no use for the copies.
+    """
+    if optimizer is None or isinstance(optimizer, Mapping | list | tuple):
+        return optimizer
+    inner = with_wrapped(optimizer)[-1]
+    held = [p for group in inner.param_groups for p in group["params"]]
+    own = [p for p in model.parameters() if p.requires_grad]
+    if {id(p) for p in held} <= {id(p) for p in own}:
+        return optimizer
+    if [p.shape for p in held] != [p.shape for p in own]:
+        return None
+    left = iter(own)
+    for group in inner.param_groups:
+        group["params"] = [next(left) for _ in group["params"]]
+    inner.state.clear()
+    return inner
+
+
+def _needs_a_closure(optimizer: Any) -> bool:
+    try:
+        parameters = inspect.signature(type(optimizer).step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "closure" and p.default is p.empty for p in parameters)
+
+
+def each(optimizer: Any) -> list[Any]:
+    """The optimizers in an optimizer, a list, a tuple, a mapping or nothing."""
+    if optimizer is None:
+        return []
+    if isinstance(optimizer, Mapping):
+        return list(optimizer.values())
+    return list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+
+
+def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
+    """The GPU that any tensor is on, else the CPU."""
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in(batches[0])]
+    if any(isinstance(t, UninitializedParameter | UninitializedBuffer) for t in tensors):
+        raise ValueError(
+            "model: has lazy layers without weights yet; call the model on a batch first, and make "
+            "the optimizer after that"
+        )
+    if any(t.is_meta for t in tensors):
+        raise ValueError(
+            "model: has tensors on the meta device, which have no values; materialise it first "
+            "with model.to_empty(device=...) and load its weights"
+        )
+    gpus = [t.device for t in tensors if t.device.type == "cuda"]
+    return gpus[0] if gpus else torch.device("cpu")
+
+
+def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that a hook makes of parameters, such as a weight norm's: no copy takes them."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value
+
+
+def convert(module: nn.Module, dtype: torch.dtype, given: set[torch.dtype]) -> None:
+    """Real floating weights and buffers in another dtype; complex ones stay complex.
+
+    A buffer whose dtype no weight has was given it on purpose, and keeps it.
+    """
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for tensor in held.values():
+                if tensor is not None and tensor.dtype in given - {dtype}:
+                    tensor.data = tensor.data.to(dtype)
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Each weight as the nearest number of the dtype, stored as before; infinities as 0."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(parameter.to(dtype).to(parameter.dtype).nan_to_num(0.0, 0.0, 0.0))
+
+
+def converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A batch's tensor as a copy, so that a model may write to it."""
+    copied = tensor.detach().clone()
+    if dtype is not None and copied.is_floating_point() and copied.layout == torch.strided:
+        copied = copied.to(dtype)
+    return copied.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copied
+
+
+def nonfinite(named: Any) -> list[str]:
+    """The names of the tensors that hold an infinity or NaN."""
+    floating = ((n, t.detach()) for n, t in named if t.is_floating_point() or t.is_complex())
+    return [name for name, t in floating if t.numel() and not bool(t.isfinite().all())]
+
+
+# --- Putting back ---------------------------------------------------------------------------
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """The same random numbers inside each time, and those of the caller untouched."""
+    theirs = random.getstate(), numpy.random.get_state()
+    on_gpu = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(on_gpu):
+            torch.manual_seed(0)
+            random.seed(0)
+            numpy.random.seed(0)
+            yield
+    finally:
+        random.setstate(theirs[0])
+        numpy.random.set_state(theirs[1])
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Compiled parts run as they were written, so that each operator is seen."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,205 @@
+"""What follows from the runs: does a format survive, with which loss scale, and what fails first.
+
+Two kinds of evidence stand side by side.  The *forecast* comes from magnitudes
+(`mpbook.diagnosis.failures`).  The *run* in the format itself says what happens.  Where they
+disagree the verdict is the run's, and the disagreement is kept in ``contradictions``.
+
+A run may be finite and still be wrong: its gradients point somewhere else.  That is laid to the
+format only if it is much more than what rounding the weights alone does to them; else the model is
+ill-conditioned, and 16 bits are no worse than a small change of its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from mpbook.diagnosis.failures import (
+    first_nan,
+    infinities,
+    overflowing,
+    scale_window,
+    suspects,
+    tightest,
+    where_it_began,
+)
+from mpbook.diagnosis.gradients import (
+    loss_error,
+    losses_without_scale,
+    relative_errors,
+    total_error,
+)
+from mpbook.diagnosis.places import Place, Seen, is_like_a_mask
+from mpbook.diagnosis.stepping import Run
+
+Survives = Literal["yes", "with a loss scale", "no", "fails in float32 too", "did not run"]
+
+WRONG = 0.3
+"""Relative error of all gradients together from which on they point somewhere else."""
+CHAOTIC = 20.0
+"""Times the error that rounding the weights alone makes: below, the model and not an operator."""
+NEEDED = 0.2
+"""Of a parameter's gradient: what may be wrong before a loss scale counts as needed."""
+NEAR = 2.0
+"""Binades of headroom below which an operator counts as near to overflow."""
+
+
+@dataclass(frozen=True)
+class FormatVerdict:
+    """What a format does to the steps, with its evidence.
+
+    ``survives`` is the verdict and ``reason`` says why.  ``failure`` is the operator that fails
+    first, ``forecast`` the one that was said to before the run.  ``headroom`` is in binades, of the
+    results in 16 bits; ``window`` has the lowest and highest power of two that fit as loss scales.
+    """
+
+    format: str
+    survives: Survives
+    reason: str
+    failure: Seen | None = None
+    forecast: Seen | None = None
+    headroom: float = math.inf
+    tightest: tuple[Seen, ...] = ()
+    wrong: bool = False
+    total: float = 0.0
+    sensitive: float = 0.0
+    loss_scale_needed: bool = False
+    loss_scale: float = 1.0
+    window: tuple[int, int] | None = None
+    lost: dict[str, float] = field(default_factory=dict)
+    gradient_error: dict[str, float] = field(default_factory=dict)
+    loss_error: float = 0.0
+    nonfinite_after: tuple[str, ...] = ()
+    suspects: tuple[Place, ...] = ()
+    contradictions: tuple[str, ...] = ()
+
+
+# --- The verdict ------------------------------------------------------------------------------
+
+
+def judge_float16(
+    run: Run, unscaled: Run, wide: Run, reference: Run, noise: set[str], sensitive: float
+) -> FormatVerdict:
+    """float16 from its forecast and its runs, with a loss scale and without.
+
+    Args:
+        run: in float16 at a loss scale.
+        unscaled: one step of it without.
+        wide: the run whose magnitudes are the forecast.
+        reference: the run in float32.
+        noise: parameters whose gradients have no say.
+        sensitive: how far float32's gradients move when the weights are rounded.
+    """
+    near = tightest(wide)
+    lost = losses_without_scale(unscaled, run, reference, noise)
+    found = replace(
+        _evidence("float16", run, reference, noise, sensitive),
+        forecast=next(iter(overflowing(wide)), None),
+        headroom=near[0].headroom if near else math.inf,
+        tightest=near,
+        loss_scale=run.loss_scale,
+        window=scale_window(wide),
+        lost=lost,
+        loss_scale_needed=run.sound and any(share > NEEDED for share in lost.values()),
+    )
+    if not run.sound:
+        failed = _failed(found, run, reference)
+        unsaid = "the run fails; magnitudes alone did not say so"
+        return failed if found.forecast else replace(failed, contradictions=(unsaid,))
+    infinite = next((s for s in infinities(run, reference) if not is_like_a_mask(s)), None)
+    if found.total > WRONG and (infinite or found.total > CHAOTIC * sensitive):
+        reason = _is_wrong(found.total, infinite)
+        return replace(found, survives="no", reason=reason, failure=infinite, wrong=True)
+    said = _contradictions(found.forecast, run, reference)
+    if found.loss_scale_needed:
+        reason = _underflow(lost)
+        return replace(found, survives="with a loss scale", reason=reason, contradictions=said)
+    return replace(found, survives="yes", reason=_is_finite(run), contradictions=said)
+
+
+def judge_without_scale(
+    format: str, run: Run, reference: Run, noise: set[str], sensitive: float
+) -> FormatVerdict:
+    """bfloat16, or weights in 16 bits themselves: a run that no loss scale helps.
+
+    bfloat16 has float32's range: what fails in it fails by its eps, or in float32 too.
+    """
+    found = _evidence(format, run, reference, noise, sensitive)
+    if not run.sound:
+        return _failed(found, run, reference)
+    if found.total > max(WRONG, CHAOTIC * sensitive):
+        return replace(found, survives="no", reason=_is_wrong(found.total), wrong=True)
+    return replace(found, survives="yes", reason=_is_finite(run))
+
+
+def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
+    """A run that is NaN in float32 already: no format is to blame."""
+    failure = where_it_began(reference)
+    return FormatVerdict(
+        format, "fails in float32 too", _fails(failure, reference), failure=failure
+    )
+
+
+def _evidence(
+    format: str, run: Run, reference: Run, noise: set[str], sensitive: float
+) -> FormatVerdict:
+    """What every verdict rests on; whether the format survives is yet to be said."""
+    return FormatVerdict(
+        format,
+        survives="no",
+        reason="",
+        gradient_error=relative_errors(run, reference, noise),
+        total=total_error(run, reference, noise),
+        sensitive=sensitive,
+        loss_error=loss_error(run, reference),
+        nonfinite_after=(*run.nonfinite_weights, *run.nonfinite_buffers),
+        suspects=suspects(run, reference),
+    )
+
+
+def _failed(found: FormatVerdict, run: Run, reference: Run) -> FormatVerdict:
+    if run.error is not None:
+        return replace(found, survives="no", reason=_raised(run))
+    failure = where_it_began(run, reference)
+    return replace(found, survives="no", reason=_fails(failure, run), failure=failure)
+
+
+def _contradictions(forecast: Seen | None, run: Run, reference: Run) -> tuple[str, ...]:
+    if forecast is None:
+        return ()
+    if not infinities(run, reference):
+        return (f"{forecast} was said to overflow, and the run has no infinity",)
+    return (f"{forecast} overflows, and nothing behind it is infinite or NaN",)
+
+
+def _raised(run: Run) -> str:
+    lines = str(run.error).strip().splitlines() or [""]
+    return f"{run.error_place} raises {type(run.error).__name__}: {lines[0]}"
+
+
+def _fails(failure: Seen | None, run: Run) -> str:
+    if failure is None:
+        return "a loss, a gradient or a weight is not finite; no single operator began it"
+    sort = "NaN" if failure.signs == {"nan"} else "infinite"
+    cause = f": {failure.cause}" if failure.cause else ""
+    largest = f", largest finite result {failure.largest:.3g}" if failure.largest else ""
+    nan = first_nan(run)
+    behind = f"; NaN first in {nan}" if nan and nan is not failure else ""
+    return f"{failure} is {sort} at step {failure.step + 1}{cause}{largest}{behind}"
+
+
+def _is_wrong(error: float, suspect: Seen | None = None) -> str:
+    where = f"; {suspect} overflows, and what is divided by it is 0" if suspect else ""
+    return f"finite, and wrong: the gradients are {error:.0%} off those of float32{where}"
+
+
+def _is_finite(run: Run) -> str:
+    return f"losses, gradients and weights are finite in {run.steps} steps"
+
+
+def _underflow(lost: dict[str, float]) -> str:
+    worst = max(lost, key=lambda name: lost[name])
+    if not math.isfinite(lost[worst]):
+        return "without a loss scale, one below 1, gradients overflow"
+    return f"without a loss scale {lost[worst]:.0%} of the gradient of {worst} is wrong"

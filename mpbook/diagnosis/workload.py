@@ -1,0 +1,219 @@
+"""What is diagnosed, and one run of it: the same steps on a copy, in one dtype.
+
+Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
+together, so that the copied optimizer updates the copied model; the random numbers start the same
+in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
+its arguments is not a copy, and `Workload.check_untouched` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mpbook.device import matmul_emulation
+from mpbook.diagnosis.autocast_of import autocast_of
+from mpbook.diagnosis.batches import Call, map_tensors
+from mpbook.diagnosis.copies import (
+    checked_optimizer,
+    convert,
+    converted,
+    device_of,
+    each,
+    eager,
+    made_by_hooks,
+    own_name,
+    round_weights,
+    same_random_numbers,
+    unwrapped,
+    without_master_copies,
+)
+from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
+from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.places import LOSS, SIXTEEN_BIT, Place
+from mpbook.diagnosis.state import StateLedger
+from mpbook.diagnosis.stepping import Run, Stepper
+from mpbook.watch.optimizer_steps import with_wrapped
+
+Target = Literal["cuda", "cpu"]
+Step = Callable[[Any, Any, Any], Any]
+
+
+class Workload:
+    """A model, its batches, its loss or its step, and its optimizer, as they were passed.
+
+    Args:
+        model: any module; what is compiled or wrapped for many GPUs is taken out.
+        batches: one for each step.
+        loss, step, optimizer: as `mpbook.diagnosis.diagnose`.
+        target: whose rules autocast follows.
+
+    Raises:
+        TypeError: a model that is no module, an optimizer that is none.
+        ValueError: a model on the meta device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Any],
+        *,
+        loss: Any,
+        step: Step | None,
+        optimizer: Any,
+        target: Target,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: a {type(model).__name__}; expected a torch.nn.Module")
+        self.model, self.compiled = unwrapped(model)
+        self.batches, self.loss, self.step, self.target = batches, loss, step, target
+        self.device = device_of(self.model, batches)
+        self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)
+        self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        self.call = Call(loss)
+
+    def of_batches(self, batches: list[Any]) -> Workload:
+        """The same model on other batches."""
+        other = copy.copy(self)
+        other.batches = batches
+        return other
+
+    @property
+    def narrow(self) -> set[torch.dtype]:
+        """The 16-bit dtypes of the weights as they were passed."""
+        return self.given & set(SIXTEEN_BIT)
+
+    def run(
+        self,
+        dtype: torch.dtype,
+        *,
+        steps: int,
+        loss_scale: float = 1.0,
+        histograms: bool = False,
+        weights: torch.dtype | None = torch.float32,
+        in_float32: Collection[Place] = (),
+        rounded_to: torch.dtype | None = None,
+        writes: StateLedger | None = None,
+        watched: bool = True,
+    ) -> Run:
+        """The first steps in one dtype, on a fresh copy.
+
+        Args:
+            dtype: autocast's; float32 or float64 for none.
+            steps: how many.
+            loss_scale: that the loss is multiplied by, and the gradients divided by.
+            histograms: of the gradients that are in 16 bits.
+            weights: the dtype that the weights are converted to; None leaves them as passed.
+            rounded_to: a dtype that the weights are rounded to once, before the first step.
+            in_float32: places that are kept in float32, as a rescue does: a line, else a module.
+            watched: whether operators are noted; without, a run is as fast as the model.
+            writes: a ledger of in-place writes, told which states there are.
+        """
+        model, optimizer, call = self._copies(weights)
+        if rounded_to is not None:
+            round_weights(model, rounded_to)
+        keep_in_float32(model, {own_name(p) for p in in_float32 if not p.file} - {LOSS})
+        call.in_float32 = any(p.module == LOSS and not p.file for p in in_float32)
+        lines = [(p.file, p.line) for p in in_float32 if p.file]
+        recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale)
+        run = Run(dtype, loss_scale, recorder, steps)
+        watching = recorder if watched else nullcontext()
+        stepper = Stepper(model, optimizer, run, self.device, writes, watching)
+        autocast = torch.float32 if dtype == torch.float64 else dtype
+        inputs = weights or next(iter(self.narrow), None)
+        with ExitStack() as stack:
+            stack.enter_context(same_random_numbers(self.device))
+            stack.enter_context(eager())
+            narrow = inputs if inputs in SIXTEEN_BIT else dtype
+            stack.enter_context(matmul_emulation(narrow, self.device))
+            stack.enter_context(recorder.hooks())
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            stack.enter_context(torch.enable_grad())
+            if lines:
+                stack.enter_context(Float32Lines(lines))
+            try:
+                for number, batch in enumerate(self.batches[:steps]):
+                    own = map_tensors(partial(converted, dtype=inputs), batch)
+                    inside = partial(autocast_of, self.target, autocast, self.device)
+                    stepper.run(number, self.step or call, own, inside)
+            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                run.error, run.error_place = error, recorder.place_of(error)
+        stepper.finish()
+        return run
+
+    def run_scaled(self, dtype: torch.dtype, *, loss_scale: float, **options: Any) -> Run:
+        """A run at a loss scale; at a lower one, where gradients overflow, as a scaler goes."""
+        run = self.run(dtype, loss_scale=loss_scale, **options)
+        while run.skipped and run.finite_losses and run.error is None and loss_scale > 2.0**-8:
+            loss_scale /= 2**6
+            run = self.run(dtype, loss_scale=loss_scale, **options)
+        return run
+
+    def is_repeatable(self, reference: Run) -> bool:
+        """Whether the first step gives the same loss again."""
+        again = self.run(torch.float32, steps=1, watched=False)
+        return not reference.losses or again.losses[:1] == reference.losses[:1]
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """Gradients, weights and buffers are as they were when this ends.
+
+        Raises:
+            RuntimeError: a weight was written to, by a step or loss that knows the model itself.
+        """
+        held = [*self.model.parameters(), *self.model.buffers()]
+        before = [(t, t.grad if t.is_leaf else None, t._version) for t in held]
+        saved = [None if self.step is None else t.detach().clone() for t in held]
+        try:
+            yield
+        finally:
+            written = []
+            for (tensor, grad, version), copied in zip(before, saved, strict=True):
+                if tensor.is_leaf:
+                    tensor.grad = grad
+                if tensor._version != version:
+                    written.append(tensor)
+                    if copied is not None:
+                        tensor.data.copy_(copied)
+        if written:
+            raise RuntimeError(
+                "step: writes to the model that it was made with, not to the copy that it is "
+                "given; use its arguments, step(model, optimizer, batch), throughout"
+            )
+
+    def _copies(self, weights: torch.dtype | None) -> tuple[nn.Module, Any, Call]:
+        loss = self.loss if isinstance(self.loss, nn.Module) else None
+        memo = {id(t): t.detach().clone() for t in made_by_hooks(self.model)}
+        model, optimizer, loss = copy.deepcopy((self.model, self.optimizer, loss), memo)
+        for one in each(optimizer):
+            for inner in with_wrapped(one):
+                vars(inner).pop("step", None)  # a scheduler's, which would step the original
+        if weights is not None:
+            if self.narrow:
+                optimizer = without_master_copies(optimizer, model)
+            for module in (model, loss):
+                if module is not None:
+                    convert(module, weights, self.given | {torch.float32, torch.float64})
+        call = Call(loss or self.loss)
+        call._way = self.call._way if loss is None else None
+        return model, optimizer, call
+
+    def find_call(self) -> None:
+        """Find how the model is called, before anything is measured.
+
+        Raises:
+            ValueError: no scalar loss.
+            Exception: what the model raises.
+        """
+        if self.step is not None:
+            return
+        model, _, _ = self._copies(torch.float32)
+        batch = map_tensors(partial(converted, dtype=torch.float32), self.batches[0])
+        with same_random_numbers(self.device), eager():
+            self.call(model, batch)
