@@ -1,4 +1,4 @@
-"""``python -m mpbook doctor``, ``bench``, ``record``, ``claims``, ``versions``, ``frameworks``."""
+"""``python -m mpbook`` and a command: `doctor`, `lint`, `bench`, `record` and others."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     versions.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
     frameworks = commands.add_parser("frameworks", help="what your Trainer and Lightning do")
     frameworks.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
+    lint = commands.add_parser("lint", help="patterns in your source that the book saw fail")
+    lint.add_argument("paths", nargs="*", type=Path, metavar="FILE", help=".py, .ipynb or a folder")
+    lint.add_argument("--list", action="store_true", help="the rules, each with its section")
     return parser
 
 
@@ -128,6 +131,19 @@ def _frameworks(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _lint(chosen: argparse.Namespace) -> int:
+    from mpbook import lint
+
+    if chosen.list:
+        print(lint.table())
+        return 0
+    if not chosen.paths:
+        raise ValueError("lint: no FILE given; name files or folders, or --list")
+    findings = lint.lint_files(chosen.paths)
+    print(*findings, sep="\n", end="\n" if findings else "")
+    return int(bool(findings))
+
+
 _COMMANDS = {
     "doctor": _doctor,
     "bench": _bench,
@@ -135,6 +151,7 @@ _COMMANDS = {
     "claims": _claims,
     "versions": _versions,
     "frameworks": _frameworks,
+    "lint": _lint,
 }
 
 
