@@ -81,7 +81,7 @@ class Call:
     """Output and loss of a model on a batch; the way that worked first is kept."""
 
     def __init__(self, loss: Loss | None) -> None:
-        self.loss = loss
+        self.loss, self.in_float32 = loss, False
         self._way: Callable[[nn.Module, Any], Tensor] | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -117,7 +117,11 @@ class Call:
 
             def way(m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
                 positional, named = a(b)
-                return f(m(*positional, **named), b)
+                output = m(*positional, **named)
+                if not self.in_float32:
+                    return f(output, b)
+                with torch.autocast(tensors_in(b)[0].device.type, enabled=False):
+                    return f(map_tensors(lambda t: t.float(), output), b)
 
             yield way
 

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpbook.cost.roofline import Roof
 from mpbook.diagnosis import verdicts
+from mpbook.diagnosis.advice import advise
 from mpbook.diagnosis.batches import as_batches
+from mpbook.diagnosis.choices import flipped
+from mpbook.diagnosis.costs import find_roof, memory, seconds
 from mpbook.diagnosis.noise_floor import noise
-from mpbook.diagnosis.report import Diagnosis
+from mpbook.diagnosis.report import Diagnosis, FormatReport
+from mpbook.diagnosis.rescue import rescue as _rescue
+from mpbook.diagnosis.state import Ledger, Write
+from mpbook.diagnosis.unseen import unseen
 from mpbook.diagnosis.verdicts import FormatVerdict
 from mpbook.diagnosis.workload import Run, Step, Target, Workload
 
@@ -28,6 +35,8 @@ def diagnose(
     formats: Sequence[str] = FORMATS,
     steps: int = 3,
     target: Target = "cuda",
+    roof: str | Roof = "A100 SXM 80GB",
+    rescue: bool = True,
 ) -> Diagnosis:
     """What 16-bit training would do to this model, before it is trained.
 
@@ -47,47 +56,113 @@ def diagnose(
         formats: ``"float16"``, ``"bfloat16"`` or both.
         steps: how many to run.
         target: whose autocast: ``"cuda"``, whose rules a CPU imitates, or ``"cpu"``.
+        roof: the card whose speed is expected, by its name in `mpbook.cost.roofline.STATED`.
+        rescue: whether to search for the fewest parts to keep in float32 where a format fails.
 
     Raises:
         TypeError: a model or an optimizer that is none.
-        ValueError: no batch, a loss that is no scalar, an unknown format.
+        ValueError: no batch, a loss that is no scalar, an unknown format or card.
+        RuntimeError: a step that reaches past its arguments and trains the model itself.
         Exception: what the model raises in float32.
     """
-    for format in formats:
-        if format not in FORMATS:
-            raise ValueError(f'formats: "{format}"; expected some of {", ".join(FORMATS)}')
+    _check(formats, target, loss, step)
+    card = find_roof(roof)
+    given = as_batches(batches, steps)
     workload = Workload(
-        model,
-        as_batches(batches, steps),
-        loss=loss,
-        step=step,
-        optimizer=optimizer,
-        target=target,
+        model, given, loss=loss, step=step, optimizer=optimizer, target=target
     )
+    with workload.left_alone():
+        return _diagnosed(workload, tuple(formats), steps, card, rescued=rescue)
+
+
+def _check(formats: Sequence[str], target: str, loss: Any, step: Any) -> None:
+    wanted = [formats] if isinstance(formats, str) else list(formats)
+    hints = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+    for format in wanted:
+        if format not in FORMATS or isinstance(formats, str):
+            hint = f'; did you mean ["{hints.get(format, format)}"]?' if format in hints else ""
+            raise ValueError(f"formats={formats!r}: expected a list, of {', '.join(FORMATS)}{hint}")
+    if not wanted:
+        raise ValueError(f"formats={formats!r}: expected at least one of {', '.join(FORMATS)}")
+    if target not in ("cuda", "cpu"):
+        raise ValueError(f'target="{target}": expected "cuda" or "cpu", whose autocast is meant')
+    if loss is not None and step is not None:
+        raise ValueError("loss, step: a step of your own computes its loss itself; pass one of them")
+
+
+def _diagnosed(
+    workload: Workload, formats: tuple[str, ...], steps: int, roof: Roof, *, rescued: bool
+) -> Diagnosis:
     workload.find_call()
-    reference = workload.run(torch.float32, steps=steps)
+    ledger = Ledger()
+    reference = workload.run(torch.float32, steps=steps, writes=ledger)
     if reference.error is not None:
         raise reference.error
+    writes = ledger.by_state() if workload.optimizer is not None else []
+    report = Diagnosis(roof=roof.name, steps=steps, writes=tuple(writes))
     if not reference.sound:
-        found = [verdicts.judge_broken_reference(format, reference) for format in formats]
-        return Diagnosis(workload, reference, None, {v.format: v for v in found})
-    without_vote = noise(workload, reference)
+        found = {f: verdicts.judge_broken_reference(f, reference) for f in formats}
+        report.formats = {f: FormatReport(v) for f, v in found.items()}
+    else:
+        report.repeatable = workload.is_repeatable(reference)
+        report.without_vote = tuple(sorted(noise(workload, reference)))
+        report.formats = _by_format(workload, formats, steps, roof, reference, report, rescued)
+        report.memory_float32 = memory(workload, reference)
+        report.writes += _writes_as_given(workload, steps)
+    report.unseen = tuple(unseen(workload, reference))
+    judged = {f: r.verdict for f, r in report.formats.items()}
+    rescues = {f: r.rescue for f, r in report.formats.items() if r.rescue is not None}
+    report.advice = tuple(advise(judged, rescues, writes))
+    return report
+
+
+def _writes_as_given(workload: Workload, steps: int) -> tuple[Write, ...]:
+    """Of a model whose weights are in 16 bits: the writes that really changed nothing."""
+    if not workload.narrow or workload.optimizer is None:
+        return ()
+    ledger = Ledger()
+    workload.run(torch.float32, steps=steps, weights=None, writes=ledger)
+    return tuple(w for w in ledger.by_state() if w.really_swallowed)
+
+
+def _by_format(
+    workload: Workload,
+    formats: tuple[str, ...],
+    steps: int,
+    roof: Roof,
+    reference: Run,
+    report: Diagnosis,
+    rescued: bool,
+) -> dict[str, FormatReport]:
+    silent = set(report.without_vote)
     wide = workload.run(torch.bfloat16, steps=steps, histograms=True)
-    judged = {
-        format: _judged(format, workload, reference, wide, without_vote, steps)
-        for format in formats
-    }
-    return Diagnosis(workload, reference, wide, judged, without_vote)
+    found = {}
+    for format in formats:
+        verdict, run = _judged(format, workload, reference, wide, silent, steps)
+        part = FormatReport(verdict)
+        if verdict.survives == "no" and rescued:
+            part.rescue = _rescue(workload, run, reference, silent, steps=steps)
+        if run.error is None:
+            part.flipped = tuple(flipped(run, reference))
+            part.rounded = dict(run.recorder.rounded)
+            part.memory = memory(workload, run)
+            part.speed = seconds(reference, roof) / max(seconds(run, roof), 1e-12)
+        dtype = getattr(torch, format)
+        pure = workload.run(torch.float32, steps=steps, weights=dtype)
+        part.pure = verdicts.judge_pure(pure, reference, silent, format)
+        found[format] = part
+    return found
+
 
 
 def _judged(
     format: str, workload: Workload, reference: Run, wide: Run, noise: set[str], steps: int
-) -> FormatVerdict:
+) -> tuple[FormatVerdict, Run]:
     if format == "bfloat16":
-        return verdicts.judge_bfloat16(wide, reference, noise)
+        return verdicts.judge_bfloat16(wide, reference, noise), wide
     unscaled = workload.run(torch.float16, steps=1)
     run = _with_a_scale(workload, wide, steps)
-    return verdicts.judge_float16(run, unscaled, wide, reference, noise)
+    return verdicts.judge_float16(run, unscaled, wide, reference, noise), run
 
 
 def _with_a_scale(workload: Workload, wide: Run, steps: int) -> Run:

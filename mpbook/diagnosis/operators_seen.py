@@ -121,10 +121,12 @@ class Recorder(TorchDispatchMode):
         self.model, self.histograms, self.loss_scale = model, histograms, loss_scale
         self.phase: Phase = "forward"
         self.step = 0
+        self.last_module = MODEL
         self.seen: dict[Key, Seen] = {}
         self.choices: list[Choice] = []
         self.unseen: Counter[str] = Counter()
         self.called: set[str] = set()
+        self.rounded: dict[Place, tuple[str, float]] = {}
         self.work: list[tuple[torch.dtype, int, int]] = []
         self.watch_writes: Callable[[Any, Any, Any, Callable[[], Any]], Any] | None = None
         self._running: list[str] = []
@@ -151,10 +153,13 @@ class Recorder(TorchDispatchMode):
     def _before(self, name: str, _module: nn.Module, _args: Any) -> None:
         self.called.add(name)
         self._running.append(name)
+        self.last_module = name
 
     def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         if self._running:
             self._running.pop()
+        if sys.exc_info()[0] is None:
+            self.last_module = self._running[-1] if self._running else LOSS
 
     def begin(self, step: int) -> None:
         """A new step: operators are counted from the first again."""
@@ -169,12 +174,22 @@ class Recorder(TorchDispatchMode):
         if node is not None and not self._running:
             at = bisect_right(self._numbers, node._sequence_nr())
             return self._places[at] if at < len(self._places) else Place(LOSS)
-        file, line = _line_of_the_caller()
+        file, line = line_of_the_caller()
         place = Place(self._running[-1] if self._running else LOSS, file, line)
         if node is None:
             self._numbers.append(torch._C._autograd._get_sequence_nr())
             self._places.append(place)
         return place
+
+    def place_of(self, error: BaseException) -> Place:
+        """Where an error was raised: the innermost line that is neither torch's nor ours."""
+        frames = []
+        trace = error.__traceback__
+        while trace is not None:
+            frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            trace = trace.tb_next
+        theirs = [frame for frame in frames if _is_theirs(frame[0])]
+        return Place(self.last_module, *(theirs[-1] if theirs else ()))
 
     # --- What an operator put out -----------------------------------------------------------
 
@@ -186,7 +201,7 @@ class Recorder(TorchDispatchMode):
         run = partial(_run, func, args, kwargs)
         result = self.watch_writes(func, args, kwargs, run) if self.watch_writes else run()
         space, _, name = func._schema.name.partition("::")
-        if space not in ("aten", "prims"):
+        if space not in ("aten", "prims", "profiler"):
             self.unseen[f"custom operator {space}::{name}"] += 1
         if not func.is_view and name not in _NO_NUMBERS:
             self._note(name, args, kwargs, result)
@@ -206,6 +221,8 @@ class Recorder(TorchDispatchMode):
                 self._note_unseen(tensor, place)
             elif tensor.numel():
                 self._count(self._key(phase, place, name), tensor, args, kwargs)
+                if phase == "forward" and tensor.dtype in SIXTEEN_BIT and not self.step:
+                    self._note_integers(name, place, tensor, args)
 
     def _note_work(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """What a roofline needs: operations of products, and bytes read and written."""
@@ -218,6 +235,18 @@ class Recorder(TorchDispatchMode):
         flops = count(*args, **kwargs, out_val=result) if count else 0
         moved = sum(t.numel() * t.element_size() for t in (*operands, *results))
         self.work.append((operands[0].dtype, int(flops), moved))
+
+    def _note_integers(self, name: str, place: Place, tensor: Tensor, args: Any) -> None:
+        """Whole numbers that 16 bits cannot tell apart: positions, times, indices."""
+        share = 0.0
+        if name == "arange":
+            share = 1 - len(tensor.unique()) / tensor.numel()
+        elif name == "_to_copy" and isinstance(args[0], Tensor):
+            source = args[0].detach()
+            if not source.is_floating_point() or bool((source == source.round()).all()):
+                share = float((tensor.double() != source.double()).float().mean())
+        if share:
+            self.rounded[place] = name, share
 
     def _note_unseen(self, tensor: Tensor, place: Place) -> None:
         if tensor.layout != torch.strided:
@@ -359,15 +388,20 @@ _MODELS = tuple(str(Path(_OURS, *part)) for part in (("models.py",), ("diagnosis
 _RUNNER = str(Path(_OURS, "diagnosis", "workload.py"))
 
 
-def _line_of_the_caller() -> tuple[str, int]:
+def _is_theirs(file: str) -> bool:
+    """Whether a file is neither torch's nor this package's, but for its models."""
+    inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
+    return not inside and not file.endswith("/contextlib.py")
+
+
+def line_of_the_caller() -> tuple[str, int]:
     """File and line of the innermost frame that is neither torch's nor this room's."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
-        if file == _RUNNER:
+        if file == _RUNNER:  # what is further out is the call of `diagnose` itself
             break
-        if not inside and "/contextlib.py" not in file:
+        if _is_theirs(file):
             return file, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return "", 0

@@ -1,18 +1,30 @@
-"""What `mpbook.diagnosis.diagnose` found, as a table, a dictionary, a figure and HTML."""
+"""What `mpbook.diagnosis.diagnose` found: a table, a dictionary, a figure, and HTML."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import html
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from mpbook.diagnosis.verdicts import FormatVerdict
-from mpbook.diagnosis.workload import Run, Workload
+import torch
+
+from mpbook.diagnosis.advice import Advice
+from mpbook.diagnosis.choices import Flipped
+from mpbook.diagnosis.costs import Memory
+from mpbook.diagnosis.operators_seen import Place
+from mpbook.diagnosis.rescue import Rescue
+from mpbook.diagnosis.state import Write
+from mpbook.diagnosis.verdicts import FormatVerdict, Survives
 from mpbook.notebook import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a report: what is said, of which format, its number, its place, and how."""
+    """One line of a report: what it is about, of which format, what was found, where, and how."""
 
     topic: str
     format: str
@@ -22,20 +34,76 @@ class Line:
 
 
 @dataclass
-class Diagnosis:
-    """The verdicts on each format, and what they rest on."""
+class FormatReport:
+    """Everything about one format; ``pure`` is about weights that are in it themselves."""
 
-    workload: Workload = field(repr=False)
-    reference: Run = field(repr=False)
-    wide: Run | None = field(repr=False)
-    formats: dict[str, FormatVerdict]
-    without_vote: set[str] = field(default_factory=set)
+    verdict: FormatVerdict
+    rescue: Rescue | None = None
+    flipped: tuple[Flipped, ...] = ()
+    rounded: dict[Place, tuple[str, float]] = field(default_factory=dict)
+    memory: Memory | None = None
+    pure: FormatVerdict | None = None
+    speed: float | None = None
+
+
+@dataclass
+class Diagnosis:
+    """The verdict on each format, with its evidence; see `mpbook.diagnosis`.
+
+    ``formats`` has a report for each, ``writes`` the ledger of states, ``advice`` what to do and
+    ``unseen`` what was not seen.
+    """
+
+    roof: str
+    steps: int
+    writes: tuple[Write, ...] = ()
+    formats: dict[str, FormatReport] = field(default_factory=dict)
+    without_vote: tuple[str, ...] = ()
+    repeatable: bool = True
+    memory_float32: Memory | None = None
+    unseen: tuple[tuple[str, str], ...] = ()
+    advice: tuple[Advice, ...] = ()
+
+    def of(self, format: str) -> FormatVerdict:
+        """The verdict on one format.
+
+        Raises:
+            ValueError: a format that was not asked for.
+        """
+        if format not in self.formats:
+            raise ValueError(f'format="{format}": expected one of {", ".join(self.formats)}')
+        return self.formats[format].verdict
+
+    def survives(self, format: str) -> Survives:
+        """``"yes"``, ``"with a loss scale"``, ``"no"`` or ``"fails in float32 too"``."""
+        return self.of(format).survives
 
     def lines(self) -> list[Line]:
         """Everything that is said, in the order of the report."""
         found: list[Line] = []
-        for verdict in self.formats.values():
-            found += _survives(verdict)
+        for name, part in self.formats.items():
+            found += [*_survival(part.verdict), *_scale(part.verdict), *_silent(name, part)]
+            found += _pure(name, part.pure)
+        found += [line for write in self.writes for line in _state(write)]
+        found += self._costs()
+        if self.without_vote:
+            found.append(Line("no vote", "", f"{len(self.without_vote)} gradients are nothing but "
+                              "rounding", ", ".join(self.without_vote[:4]), "float64"))  # fmt: skip
+        if not self.repeatable:
+            found.append(Line("not repeatable", "", "two float32 runs with the same seed differ; "
+                              "what follows compares runs that differ anyway", "", "run"))  # fmt: skip
+        return found + [Line("not seen", "", what, where) for what, where in self.unseen]
+
+    def _costs(self) -> list[Line]:
+        found = []
+        if self.memory_float32 is not None:
+            found.append(_memory("float32", self.memory_float32))
+        for name, part in self.formats.items():
+            if part.memory is not None:
+                found.append(_memory(name, part.memory))
+            if part.speed is not None:
+                said = f"{part.speed:.1f} times float32's, by bytes and products alone"
+                found.append(Line("speed, predicted", name, said, self.roof, "roofline"))
         return found
 
     def table(self) -> Table:
@@ -43,22 +111,139 @@ class Diagnosis:
         rows = [tuple(vars(line).values()) for line in self.lines()]
         return Table(["about", "format", "finding", "place", "how it is known"], rows)
 
-    def __repr__(self) -> str:
-        return repr(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+    def to_do(self) -> str:
+        """What to do, ranked, with the lines to paste and the section of the book."""
+        parts = []
+        for number, one in enumerate(self.advice, 1):
+            text = f"{number}. {one.format}: {one.what}"
+            text += "".join(f"\n       {line}" for line in one.lines.splitlines())
+            parts.append(text + (f"\n   see {one.page}" if one.page else ""))
+        return "\n".join(parts) or "Nothing to do: autocast around the forward pass is enough."
 
     def as_dict(self) -> dict[str, Any]:
         """The same in what JSON can hold."""
-        return {"lines": [vars(line) for line in self.lines()]}
+        return {
+            "survives": {name: part.verdict.survives for name, part in self.formats.items()},
+            "steps": self.steps,
+            "lines": [asdict(line) for line in self.lines()],
+            "advice": [asdict(one) for one in self.advice],
+        }
+
+    def figure(self) -> Figure:
+        """The headroom of the operators nearest to overflow, in binades below 65504."""
+        from mpbook import plots
+
+        drawn, axis = plots.figure(figsize=(7, 3))
+        part = next((p for p in self.formats.values() if p.verdict.tightest), None)
+        seen = part.verdict.tightest[::-1] if part else ()
+        values = [s.headroom for s in seen]
+        axis.barh([str(s) for s in seen], values, color=plots.COLOURS["float16"])
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(xlabel="binades below 65504", title="Nearest to float16's largest number")
+        return drawn
+
+    def __repr__(self) -> str:
+        return f"{self.table()!r}\n\nWhat to do\n{self.to_do()}"
+
+    def _repr_html_(self) -> str:
+        items = "".join(_html_item(one) for one in self.advice)
+        to_do = f"<ol>{items}</ol>" if items else f"<p>{html.escape(self.to_do())}</p>"
+        return f"{self.table()._repr_html_()}<p><strong>What to do</strong></p>{to_do}"
 
 
-def _survives(v: FormatVerdict) -> list[Line]:
+def _html_item(one: Advice) -> str:
+    code = f"<pre>{html.escape(one.lines)}</pre>" if one.lines else ""
+    link = f' <a href="../{one.page}">Read why</a>.' if one.page else ""
+    return f"<li>{html.escape(f'{one.format}: {one.what}')}.{link}{code}</li>"
+
+
+# --- Lines ------------------------------------------------------------------------------------
+
+
+def _survival(v: FormatVerdict) -> list[Line]:
     place = str(v.failure.key.place) if v.failure else ""
-    lines = [Line("survives", v.format, f"{v.survives}: {v.reason}", place, "run")]
-    lines += [Line("headroom", v.format, f"{s.headroom:.1f} binades: {s.operator} "
-                   f"reaches {s.largest:.3g}", str(s.key.place), "magnitudes")
-              for s in v.tightest[:3]]  # fmt: skip
-    lines += [Line("contradicted", v.format, said) for said in v.contradictions]
+    found = [Line("survives", v.format, f"{v.survives}: {v.reason}", place, "run")]
+    if v.forecast is not None:
+        said = f"{v.forecast.operator} overflows: it reaches {v.forecast.largest:.3g}"
+        found.append(Line("forecast", v.format, said, str(v.forecast.key.place), "magnitudes"))
+    for seen in v.tightest:
+        said = f"{seen.headroom:.1f} binades: {seen.operator} reaches {seen.largest:.3g}"
+        found.append(Line("headroom", v.format, said, str(seen.key.place), "magnitudes"))
+    if v.nonfinite_after:
+        named = ", ".join(v.nonfinite_after[:4])
+        found.append(Line("not finite after the steps", v.format, named, "", "run"))
+    return found + [Line("contradicted", v.format, said, "", "run") for said in v.contradictions]
+
+
+def _scale(v: FormatVerdict) -> list[Line]:
+    if v.format != "float16" or v.survives in ("fails in float32 too", "no"):
+        return []
+    window = f"2**{v.window[0]} to 2**{v.window[1]} fit" if v.window else "no scale fits every layer"
+    if v.loss_scale_needed:
+        worst = max(v.lost, key=lambda name: v.lost[name])
+        return [Line("loss scale", v.format, f"needed: {window}", worst, "run with and without")]
+    return [Line("loss scale", v.format, f"not needed: {window}", "", "run with and without")]
+
+
+def _silent(name: str, part: FormatReport) -> list[Line]:
+    v = part.verdict
+    found = []
+    if v.gradient_error and math.isfinite(v.total):
+        worst = max(v.gradient_error, key=lambda key: v.gradient_error[key])
+        said = f"gradients {v.total:.1%} off float32's, worst {v.gradient_error[worst]:.1%}"
+        found.append(Line("rounding", name, said, worst, "run"))
+    for one in part.flipped:
+        said = f"{one.operator} chooses differently in {one.share:.1%} of its rows"
+        found.append(Line("ties", name, said, str(one.place), "run"))
+    for place, (operator, share) in part.rounded.items():
+        said = f"{operator} rounds {share:.0%} of its whole numbers: positions, times or indices"
+        found.append(Line("whole numbers", name, said, str(place), "run"))
+    return found
+
+
+def _pure(name: str, v: FormatVerdict | None) -> list[Line]:
+    if v is None:
+        return []
+    lines = [Line(f"{name} weights", name, f"{v.survives}: {v.reason}", "", "run without autocast")]
+    if v.nonfinite_after:
+        named = ", ".join(v.nonfinite_after[:4])
+        lines.append(Line("not finite after the steps", f"{name} weights", named, "", "run"))
     return lines
+
+
+def _state(write: Write) -> list[Line]:
+    found = []
+    what = {"mul_": "its decay", "lerp_": "its average"}.get(write.operator, write.operator)
+    for dtype in (torch.float16, torch.bfloat16):
+        share, lost = write.share(dtype), write.lost_share(dtype)
+        name = str(dtype).removeprefix("torch.")
+        if share < 0.01:
+            continue
+        said = f"{write.state} ({what}): {share:.0%} of the writes change nothing, {lost:.0%} lost"
+        if write.state == "weights" and write.operator != "mul_":
+            kahan = write.lost_share(dtype, kahan=True)
+            said += f"; master weights lose none, Kahan summation {kahan:.0%}"
+        found.append(Line("stands still in 16 bits", name, said, write.operator, "float32 run"))
+    if write.really_swallowed:
+        said = f"{write.state}: {write.really_swallowed} writes changed nothing"
+        found.append(Line("stood still", str(write.stored).removeprefix("torch."), said,
+                          write.operator, "run"))  # fmt: skip
+    return found
+
+
+def _memory(name: str, memory: Memory) -> Line:
+    said = f"{_bytes(memory.activations)} saved for backward"
+    if memory.for_each_example is not None:
+        four = memory.predicted(4 * memory.examples)
+        said += f", {_bytes(memory.for_each_example)} an example (predicted for "
+        said += f"{4 * memory.examples}: {_bytes(four or 0)})"
+    return Line("memory", name, f"{said}; {_bytes(memory.kept)} of weights, gradients and states",
+                "", "measured at two batches" if memory.for_each_example else "measured")  # fmt: skip
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

@@ -31,10 +31,12 @@ class Graded:
 def graded(case: Case, formats: Iterable[str] = ("float16", "bfloat16")) -> list[Graded]:
     """A case diagnosed, then trained, in each format."""
     model, batches = case.built()
-    found = diagnose(model, batches, loss=case.loss, optimizer=case.optimizer, steps=case.steps)
+    found = diagnose(
+        model, batches, loss=case.loss, optimizer=case.optimizer, steps=case.steps, rescue=False
+    )
     rows = []
     for format in formats:
-        verdict, truth = found.formats[format], outcome(case, format)  # type: ignore[arg-type]
+        verdict, truth = found.of(format), outcome(case, format)  # type: ignore[arg-type]
         rows.append(_graded(case, verdict, truth))
     return rows
 

@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mpbook.diagnosis.operators_seen import SIXTEEN_BIT, Key, Seen, is_a_fill, is_like_a_mask
+from mpbook.diagnosis.operators_seen import SIXTEEN_BIT, Key, Place, Seen, is_a_fill, is_like_a_mask
 from mpbook.diagnosis.workload import Run
 from mpbook.formats import as_format
 
 Survives = Literal["yes", "with a loss scale", "no", "fails in float32 too", "did not run"]
 
-WRONG = 0.5
+WRONG = 0.3
 """Relative error of all gradients together from which on they point somewhere else."""
 LOST = 0.1
 """Of a parameter's gradient: what may be lost before a loss scale counts as needed."""
@@ -46,6 +46,7 @@ class FormatVerdict:
     headroom: float = math.inf
     tightest: tuple[Seen, ...] = ()
     wrong: bool = False
+    total: float = 0.0
     loss_scale_needed: bool = False
     loss_scale: float = 1.0
     window: tuple[int, int] | None = None
@@ -54,6 +55,7 @@ class FormatVerdict:
     loss_error: float = 0.0
     harmless: tuple[Seen, ...] = ()
     nonfinite_after: tuple[str, ...] = ()
+    suspects: tuple[Place, ...] = ()
     contradictions: tuple[str, ...] = ()
     activation_bytes: int = 0
 
@@ -149,10 +151,12 @@ def relative_errors(run: Run, reference: Run, without: set[str]) -> dict[str, fl
     return {name: _relative_error(got, expected) for name, got, expected in pairs}
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+
+
 def _relative_error(got: Tensor, expected: Tensor) -> float:
-    if expected.is_complex():
-        got, expected = torch.view_as_real(got), torch.view_as_real(expected)
-    got, expected = got.double(), expected.double()
+    got, expected = _real(got), _real(expected)
     norm = float(expected.norm())
     if not norm or not math.isfinite(norm):
         return 0.0
@@ -165,9 +169,7 @@ def total_error(run: Run, reference: Run, without: set[str]) -> float:
     named = [n for n in reference.gradients if n in run.gradients and n not in without]
     if not named:
         return 0.0
-    pairs = [(run.gradients[n].double(), reference.gradients[n].double()) for n in named]
-    if any(expected.is_complex() for _, expected in pairs):
-        return max(relative_errors(run, reference, without).values())
+    pairs = [(_real(run.gradients[n]), _real(reference.gradients[n])) for n in named]
     flat = [torch.cat([pair[i].flatten().cpu() for pair in pairs]) for i in range(2)]
     return _relative_error(*flat)
 
@@ -188,6 +190,15 @@ def loss_error(run: Run, reference: Run) -> float:
     return abs(run.losses[0] - expected) / max(abs(expected), 1e-12)
 
 
+def suspects(run: Run, reference: Run) -> tuple[Place, ...]:
+    """Places to keep in float32, the first to be tried first: what raised, began or was rounded."""
+    raised = [run.error_place] if run.error_place else []
+    began = where_it_began(run, reference)
+    others = [s.key.place for s in infinities(run, reference) if not is_like_a_mask(s)]
+    found = [*raised, *([began.key.place] if began else []), *others, *run.recorder.rounded]
+    return tuple(dict.fromkeys(found))
+
+
 # --- The verdict ------------------------------------------------------------------------------
 
 
@@ -197,8 +208,10 @@ def judge_bfloat16(run: Run, reference: Run, noise: set[str]) -> FormatVerdict:
         "format": "bfloat16",
         "gradient_error": relative_errors(run, reference, noise),
         "loss_error": loss_error(run, reference),
+        "total": total_error(run, reference, noise),
         "nonfinite_after": (*run.nonfinite_weights, *run.nonfinite_buffers),
         "activation_bytes": run.activation_bytes,
+        "suspects": suspects(run, reference),
     }
     if run.error is not None:
         return FormatVerdict(survives="no", reason=_raised(run), **common)
@@ -230,8 +243,10 @@ def judge_float16(
         "lost": lost,
         "gradient_error": relative_errors(run, reference, noise),
         "loss_error": loss_error(run, reference),
+        "total": total_error(run, reference, noise),
         "nonfinite_after": (*run.nonfinite_weights, *run.nonfinite_buffers),
         "activation_bytes": run.activation_bytes,
+        "suspects": suspects(run, reference),
         "loss_scale_needed": needed,
     }
     if run.error is not None:
@@ -261,6 +276,21 @@ def judge_float16(
     )
 
 
+def judge_pure(run: Run, reference: Run, noise: set[str], format: str) -> FormatVerdict:
+    """Weights that are in 16 bits themselves, without autocast and without a loss scale."""
+    after = (*run.nonfinite_weights, *run.nonfinite_buffers)
+    error = total_error(run, reference, noise)
+    common = {"format": format, "nonfinite_after": after, "total": error}
+    if run.error is not None:
+        return FormatVerdict(survives="no", reason=_raised(run), **common)
+    began = where_it_began(run, reference)
+    if not run.sound:
+        return FormatVerdict(survives="no", reason=_fails(began), failure=began, **common)
+    if error > WRONG:
+        return FormatVerdict(survives="no", reason=_is_wrong(error), wrong=True, **common)
+    return FormatVerdict(survives="yes", reason=_is_finite(run), **common)
+
+
 def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
     """A run that is NaN in float32 already: no format is to blame."""
     failure = where_it_began(reference)
@@ -269,7 +299,7 @@ def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
 
 def _raised(run: Run) -> str:
     lines = str(run.error).strip().splitlines() or [""]
-    return f"raises {type(run.error).__name__}: {lines[0]}"
+    return f"{run.error_place} raises {type(run.error).__name__}: {lines[0]}"
 
 
 def _fails(failure: Seen | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mpbook.cost.measure import saved_for_backward
+from mpbook.cost.measure import count_bytes, saved_for_backward, state_tensors
 from mpbook.device import matmul_emulation
 from mpbook.diagnosis.autocast_of import autocast_of, without_autocast
 from mpbook.diagnosis.batches import Call, map_tensors, tensors_in
-from mpbook.diagnosis.operators_seen import SIXTEEN_BIT, Recorder
+from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
+from mpbook.diagnosis.operators_seen import LOSS, MODEL, SIXTEEN_BIT, Place, Recorder
+from mpbook.diagnosis.state import Ledger
 from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
 
 Target = Literal["cuda", "cpu"]
@@ -46,7 +48,9 @@ class Run:
     nonfinite_weights: list[str] = field(default_factory=list)
     nonfinite_buffers: list[str] = field(default_factory=list)
     activation_bytes: int = 0
+    kept_bytes: int = 0
     error: Exception | None = None
+    error_place: Place | None = None
 
     @property
     def finite_losses(self) -> bool:
@@ -93,6 +97,12 @@ class Workload:
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
 
+    def of_batches(self, batches: list[Any]) -> Workload:
+        """The same model on other batches."""
+        other = copy.copy(self)
+        other.batches = batches
+        return other
+
     @property
     def narrow(self) -> set[torch.dtype]:
         """The 16-bit dtypes of the weights as they were passed."""
@@ -106,8 +116,8 @@ class Workload:
         loss_scale: float = 1.0,
         histograms: bool = False,
         weights: torch.dtype | None = torch.float32,
-        float32_places: Callable[[nn.Module], Any] | None = None,
-        writes: Any = None,
+        in_float32: Collection[Place] = (),
+        writes: Ledger | None = None,
     ) -> Run:
         """The first steps in one dtype, on a fresh copy.
 
@@ -117,32 +127,69 @@ class Workload:
             loss_scale: that the loss is multiplied by, and the gradients divided by.
             histograms: of the gradients that are in 16 bits.
             weights: the dtype that the weights are converted to; None leaves them as passed.
-            float32_places: changes the copy before it runs, as a rescue does.
+            in_float32: places that are kept in float32, as a rescue does: a line, else a module.
             writes: a ledger of in-place writes, told which states there are.
         """
         model, optimizer, call = self._copies(weights)
-        if float32_places is not None:
-            float32_places(model)
+        keep_in_float32(model, {_own_name(p) for p in in_float32 if not p.file} - {LOSS})
+        call.in_float32 = any(p.module == LOSS and not p.file for p in in_float32)
+        lines = [(p.file, p.line) for p in in_float32 if p.file]
         recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale)
         run = Run(dtype, loss_scale, recorder)
         stepper = _Stepper(model, optimizer, run, self.device, writes)
         autocast = torch.float32 if dtype == torch.float64 else dtype
+        inputs = weights or next(iter(self.narrow), None)
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.device))
             stack.enter_context(_eager())
-            stack.enter_context(matmul_emulation(dtype, self.device))
+            narrow = inputs if inputs in SIXTEEN_BIT else dtype
+            stack.enter_context(matmul_emulation(narrow, self.device))
             stack.enter_context(recorder.hooks())
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.enable_grad())
+            if lines:
+                stack.enter_context(Float32Lines(lines))
             try:
                 for number, batch in enumerate(self.batches[:steps]):
-                    converted = map_tensors(partial(_converted, dtype=weights), batch)
+                    converted = map_tensors(partial(_converted, dtype=inputs), batch)
                     inside = partial(autocast_of, self.target, autocast, self.device)
                     stepper.run(number, self.step or call, converted, inside)
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                run.error = error
+                run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run
+
+    def is_repeatable(self, reference: Run) -> bool:
+        """Whether the first step gives the same loss again."""
+        again = self.run(torch.float32, steps=1)
+        return not reference.losses or again.losses[:1] == reference.losses[:1]
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """Gradients, weights and buffers are as they were when this ends.
+
+        Raises:
+            RuntimeError: a weight was written to, by a step or loss that knows the model itself.
+        """
+        held = [*self.model.parameters(), *self.model.buffers()]
+        before = [(t, t.grad if t.is_leaf else None, t._version) for t in held]
+        saved = [None if self.step is None else t.detach().clone() for t in held]
+        try:
+            yield
+        finally:
+            written = []
+            for (tensor, grad, version), copied in zip(before, saved, strict=True):
+                if tensor.is_leaf:
+                    tensor.grad = grad
+                if tensor._version != version:
+                    written.append(tensor)
+                    if copied is not None:
+                        tensor.data.copy_(copied)
+        if written:
+            raise RuntimeError(
+                "step: writes to the model that it was made with, not to the copy that it is "
+                "given; use its arguments, step(model, optimizer, batch), throughout"
+            )
 
     def _copies(self, weights: torch.dtype | None) -> tuple[nn.Module, Any, Call]:
         loss = self.loss if isinstance(self.loss, nn.Module) else None
@@ -178,7 +225,7 @@ class _Stepper:
     """Runs steps, and knows when the optimizer's part begins: unscales, checks, skips."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Any, run: Run, device: torch.device, writes: Any
+        self, model: nn.Module, optimizer: Any, run: Run, device: torch.device, writes: Ledger | None
     ) -> None:
         self.model, self.optimizer, self.record, self.device = model, optimizer, run, device
         self.writes = writes
@@ -190,6 +237,17 @@ class _Stepper:
         recorder = self.record.recorder
         self.number = number
         recorder.begin(number)
+        if self.writes is not None:
+            recorder.watch_writes = self.writes.watch
+            self.writes.begin(self.model, self._inner())
+        self._step(step, batch, autocast, recorder)
+        if self.writes is not None:
+            self.writes.end()
+
+    def _inner(self) -> list[Any]:
+        return [inner for one in _each(self.optimizer) for inner in with_wrapped(one)]
+
+    def _step(self, step: Any, batch: Any, autocast: Any, recorder: Recorder) -> None:
         if not isinstance(step, Call):
             with recorder, _ScaledBackward(self.record, recorder), autocast():
                 step(self.model, self.optimizer, batch)
@@ -224,10 +282,9 @@ class _Stepper:
                 if not finite:
                     self.record.skipped += 1
                     return None
-                if self.writes is None:
-                    return original(*args, **kwargs)
-                with self.writes.during(self.model, optimizer, recorder):
-                    return original(*args, **kwargs)
+                if self.writes is not None:  # states that the first step has just made
+                    self.writes._know(self.model, self._inner())
+                return original(*args, **kwargs)
         finally:
             recorder.phase = before
 
@@ -254,6 +311,10 @@ class _Stepper:
     def finish(self) -> None:
         """What is left of the weights and buffers."""
         record = self.record
+        states = [t for o in self._inner() for t in state_tensors(dict(getattr(o, "state", {})))]
+        held = [*self.model.parameters(), *self.model.buffers(), *record.gradients.values()]
+        plain = [t for t in (*held, *states) if t.layout == torch.strided]
+        record.kept_bytes = count_bytes(plain)
         record.nonfinite_weights = _nonfinite(self.model.named_parameters())
         record.nonfinite_buffers = _nonfinite(self.model.named_buffers())
 
@@ -290,6 +351,11 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
         if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
             compiled.append(name or "(model)")
     return model, list(dict.fromkeys(compiled))
+
+
+def _own_name(place: Place) -> str:
+    """As ``named_modules`` has it."""
+    return "" if place.module == MODEL else place.module
 
 
 def _checked_optimizer(optimizer: Any, model: nn.Module) -> Any:

@@ -1,0 +1,176 @@
+"""What to do about a verdict: ranked, each with lines to paste and the section that explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mpbook.diagnosis.operators_seen import Seen
+from mpbook.diagnosis.rescue import Rescue
+from mpbook.diagnosis.state import STANDS_STILL, Write
+from mpbook.diagnosis.verdicts import NEAR, FormatVerdict
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do.  ``page`` is the section of the book, below its root."""
+
+    format: str
+    what: str
+    lines: str = ""
+    page: str = ""
+
+
+_LOOP = """scaler = torch.amp.GradScaler(init_scale={scale:g})
+with torch.autocast(device_type, dtype=torch.float16):
+    loss = loss_function(model(inputs), target)
+scaler.scale(loss).backward()
+scaler.step(optimizer)
+scaler.update()"""
+
+_BFLOAT16 = """with torch.autocast(device_type, dtype=torch.bfloat16):
+    loss = loss_function(model(inputs), target)"""
+
+_BY_OPERATOR: dict[str, tuple[str, str, str]] = {
+    "bmm": (
+        "put the scale before the product of queries and keys, or use the fused attention",
+        "scores = (query * scale) @ key.mT\n"
+        "# or: F.scaled_dot_product_attention(query, key, value)",
+        "recipe/autocast_traps.html#autocast-inf-float16",
+    ),
+    "mm": (
+        "scale the operands of this product down before it, or compute it in float32",
+        "with torch.autocast(device_type, enabled=False):\n    y = a.float() @ b.float()",
+        "recipe/autocast_traps.html#autocast-island",
+    ),
+    "mul": (
+        "take the square or the product in float32: float16 ends at 65504, which is 256 squared",
+        "norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # float32 under autocast\n"
+        "# or, for a product: x.float() * y.float()",
+        "numbers/rounding_and_sums_traps.html#sums-rms",
+    ),
+    "div": (
+        "an eps below 6e-8 is 0 in float16, and below 6e-5 has few digits: raise it, or divide in "
+        "float32",
+        "y = x.float() / (norm.float() + 1e-8)",
+        "numbers/precision_formats_traps.html#formats-eps",
+    ),
+    "log": (
+        "take the logarithm of what was never rounded to 16 bits",
+        "F.logsigmoid(x), x.log_softmax(-1)  # in place of a log of a probability",
+        "numbers/precision_formats_traps.html#formats-eps",
+    ),
+    "sqrt": (
+        "a variance as a difference of large numbers is negative in 16 bits: take it in float32",
+        "variance = x.float().var(-1, keepdim=True, unbiased=False)",
+        "numbers/rounding_and_sums_traps.html#sums-variance",
+    ),
+    "_to_copy": (
+        "autocast casts this tensor to 16 bits, and it has numbers beyond 65504: normalise the "
+        "inputs or the weights, or keep the module in float32",
+        "inputs = (inputs - mean) / std",
+        "recipe/loss_scaling_traps.html#ls-forward",
+    ),
+    "convolution": (
+        "activations outgrow float16: normalise before this layer, or run it in bfloat16",
+        "",
+        "recipe/loss_scaling_traps.html#ls-forward",
+    ),
+}
+_BY_OPERATOR["addmm"] = _BY_OPERATOR["convolution"]
+_BY_OPERATOR["pow"] = _BY_OPERATOR["mul"]
+_BY_OPERATOR["rsqrt"] = _BY_OPERATOR["sqrt"]
+
+_BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
+    (
+        "unsafe to autocast",
+        (
+            "hand logits to the loss and no probabilities",
+            "loss = F.binary_cross_entropy_with_logits(logits, target)",
+            "recipe/autocast_traps.html#autocast-bceloss",
+        ),
+    ),
+    (
+        "without overflow",
+        (
+            "fill a mask with the dtype's own smallest number",
+            "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)",
+            "numbers/precision_formats_traps.html#mask-value",
+        ),
+    ),
+)
+
+
+def advise(
+    verdicts: dict[str, FormatVerdict], rescues: dict[str, Rescue], writes: list[Write]
+) -> list[Advice]:
+    """What to do, most urgent first: what fails, what needs a scale, what stands still."""
+    found = [advice for v in verdicts.values() for advice in _for_a_format(v, verdicts, rescues)]
+    return [*found, *_for_states(writes)]
+
+
+def _for_a_format(
+    v: FormatVerdict, verdicts: dict[str, FormatVerdict], rescues: dict[str, Rescue]
+) -> Iterator[Advice]:
+    if v.survives == "fails in float32 too":
+        if v.format == next(iter(verdicts)):
+            what = "mend the float32 run first: no format is to blame for what begins there"
+            yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
+        return
+    if v.survives == "no":
+        yield from _cures(v)
+        found = rescues.get(v.format)
+        if found is not None and found.holds:
+            parts = ", ".join(map(str, found.places))
+            yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
+                         "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+        other = verdicts.get("bfloat16")
+        if v.format == "float16" and other is not None and other.survives == "yes":
+            yield Advice(v.format, "or train in bfloat16, which survives these steps", _BFLOAT16,
+                         "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
+    if v.survives == "with a loss scale":
+        yield Advice(v.format, "scale the loss", _LOOP.format(scale=v.loss_scale),
+                     "recipe/loss_scaling.html#ls-window")  # fmt: skip
+    if v.survives != "no" and v.headroom < NEAR:
+        yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
+                     "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip
+    if any(name.endswith(("running_mean", "running_var")) for name in v.nonfinite_after):
+        what = "a skipped step has written to a batch norm's buffers already: reset or recompute "
+        yield Advice(v.format, f"{what}them", "model.apply(lambda m: m.reset_running_stats() if "
+                     "hasattr(m, 'reset_running_stats') else None)",
+                     "recipe/autocast_traps.html#autocast-batch-norm")  # fmt: skip
+
+
+def _cures(v: FormatVerdict) -> Iterator[Advice]:
+    for words, (what, lines, page) in _BY_MESSAGE:
+        if words in v.reason:
+            yield Advice(v.format, what, lines, page)
+    seen: Seen | None = v.failure
+    if seen is not None and seen.operator in _BY_OPERATOR:
+        what, lines, page = _BY_OPERATOR[seen.operator]
+        yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
+    if v.wrong and seen is None:
+        yield Advice(v.format, "whole numbers such as positions, differences of large numbers and "
+                     "sums by hand want float32: cast their results, not their operands",
+                     "positions = torch.arange(length, dtype=torch.float32)",
+                     "formats_that_need_less/bf16.html#bf16-positions")  # fmt: skip
+
+
+def _for_states(writes: list[Write]) -> Iterator[Advice]:
+    still = [w for w in writes if w.lost_share(torch.bfloat16) > STANDS_STILL]
+    states = {w.state for w in still if w.operator != "mul_"}
+    if "weights" in states:
+        yield Advice("16-bit weights", "keep the weights in float32 and let autocast cast them: "
+                     "16-bit ones lose most of these updates",
+                     "model = model.float()  # and torch.autocast around the forward pass\n"
+                     "# or: optimizer = mpbook.master_weights.MasterWeights(optimizer)",
+                     "recipe/master_weights.html#mw-which")  # fmt: skip
+    if any(w.state == "exp_avg_sq" for w in still):
+        yield Advice("16-bit weights", "keep Adam's second moment in float32: in bfloat16 it can "
+                     "grow and not fall", "", "recipe/master_weights_traps.html#mw-beta2")
+    others = states - {"weights", "exp_avg_sq", "exp_avg"}
+    if others:
+        yield Advice("16-bit weights", f"keep {', '.join(sorted(others))} in float32: in bfloat16 "
+                     "they stand still", "", "recipe/master_weights_traps.html#mw-ema")

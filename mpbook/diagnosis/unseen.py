@@ -1,0 +1,42 @@
+"""What a diagnosis did not see.  Every report has it, and it is never empty."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mpbook.diagnosis.operators_seen import MODEL
+from mpbook.diagnosis.workload import Run, Workload
+
+
+def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
+    """Pairs of what was not seen, and where."""
+    found = [("what later steps do: a few were run, on these batches", "")]
+    found.append(("inside a kernel: a fused one (attention, cuDNN's LSTM) is one operator", ""))
+    for name in workload.compiled:
+        what = "compiled code: it was run as written; compiled kernels keep float32 between the "
+        found.append((f"{what}operators they fuse", name))
+    for name in _never_called(workload.model, run):
+        found.append(("a module that these batches never called", name))
+    for what, count in sorted(run.recorder.unseen.items()):
+        found.append((f"inside {what}" if "custom" in what else what, f"{count} times"))
+    if any(p.is_complex() for p in workload.model.parameters()):
+        what = "complex parameters: GradScaler refuses their gradients ("
+        found.append((f'{what}"not implemented for ComplexFloat"): scale by hand', ""))
+    if workload.optimizer is None:
+        found.append(("updates and states: no optimizer was passed", ""))
+    if workload.target == "cuda" and workload.device.type == "cpu":
+        found.append(("a GPU: CUDA's autocast was imitated, its kernels were a CPU's", ""))
+    return found
+
+
+def _never_called(model: nn.Module, run: Run) -> list[str]:
+    """Innermost modules with weights that nobody called, at most eight and a count."""
+    called = run.recorder.called
+    names = [
+        name
+        for name, module in model.named_modules()
+        if (name or MODEL) not in called and list(module.parameters(recurse=False))
+    ]
+    shown = names[:8]
+    return shown if len(names) <= 8 else [*shown, f"and {len(names) - 8} more"]
+
