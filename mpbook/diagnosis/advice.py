@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpbook.diagnosis.operators_seen import Seen
+from mpbook.diagnosis.places import Seen
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
 from mpbook.diagnosis.verdicts import NEAR, FormatVerdict
@@ -168,9 +168,17 @@ def _for_states(writes: list[Write]) -> Iterator[Advice]:
                      "# or: optimizer = mpbook.master_weights.MasterWeights(optimizer)",
                      "recipe/master_weights.html#mw-which")  # fmt: skip
     if any(w.state == "exp_avg_sq" for w in still):
-        yield Advice("16-bit weights", "keep Adam's second moment in float32: in bfloat16 it can "
-                     "grow and not fall", "", "recipe/master_weights_traps.html#mw-beta2")
+        yield Advice(
+            "16-bit weights",
+            "keep Adam's second moment in float32: in bfloat16 it can grow and not fall",
+            "",
+            "recipe/master_weights_traps.html#mw-beta2",
+        )
     others = states - {"weights", "exp_avg_sq", "exp_avg"}
     if others:
-        yield Advice("16-bit weights", f"keep {', '.join(sorted(others))} in float32: in bfloat16 "
-                     "they stand still", "", "recipe/master_weights_traps.html#mw-ema")
+        yield Advice(
+            "16-bit weights",
+            f"keep {', '.join(sorted(others))} in float32: in bfloat16 they stand still",
+            "",
+            "recipe/master_weights_traps.html#mw-ema",
+        )

@@ -115,7 +115,7 @@ def rules() -> dict[str, Rule | None]:
         elif has(name, "AutocastCPU"):
             found[name] = None
     usable = {name: rule for name, rule in found.items() if _exists(name)}
-    return usable | {name: "recurrent" for name in _RECURRENT}
+    return usable | dict.fromkeys(_RECURRENT, "recurrent")
 
 
 def _rule(operator: str) -> Rule:
@@ -200,5 +200,3 @@ def _tensors(nest: Any) -> list[Tensor]:
 
 def _has_float(args: Any) -> bool:
     return any(t.is_floating_point() for t in _tensors(args))
-
-

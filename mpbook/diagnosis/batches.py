@@ -175,6 +175,14 @@ def _own_loss(output: Any) -> Any:
     raise ValueError(_NO_LOSS.format(type(output).__name__))
 
 
+_OF_A_TUPLE: tuple[Callable[[Any], Any], ...] = (
+    lambda b: (tuple(b[:-1]), {}),
+    lambda b: (tuple(b), {}),
+    lambda b: ((b[0],), {}),
+    lambda b: ((b,), {}),
+)
+
+
 def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Callable[[Any], Any]]:
     """Ways from a batch to positional and keyword arguments of the model, likeliest first."""
     if isinstance(batch, Mapping):
@@ -184,8 +192,7 @@ def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Calla
         return [lambda b: ((b,), {})]
     if not isinstance(batch, tuple | list):
         return [lambda b: ((b,), {})]
-    without_target, whole = (lambda b: (tuple(b[:-1]), {})), (lambda b: (tuple(b), {}))
-    first, as_one = (lambda b: ((b[0],), {})), (lambda b: ((b,), {}))
+    without_target, whole, first, as_one = _OF_A_TUPLE
     ways = [without_target, whole] if targets and len(batch) > 1 else [whole, without_target]
     return [*ways, first, as_one]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mpbook.diagnosis.operators_seen import Place
-from mpbook.diagnosis.workload import Run
+from mpbook.diagnosis.places import Place
+from mpbook.diagnosis.stepping import Run
 
 
 @dataclass(frozen=True)

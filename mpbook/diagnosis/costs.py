@@ -16,7 +16,8 @@ import torch
 
 from mpbook.cost.roofline import STATED, Roof, Work
 from mpbook.diagnosis.batches import map_tensors, tensors_in
-from mpbook.diagnosis.workload import Run, Workload
+from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.workload import Workload
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -48,7 +49,7 @@ def memory(workload: Workload, run: Run) -> Memory:
     slope = None
     if workload.step is None and examples > 1 and run.activation_bytes:
         half = workload.of_batches([_first(batch, examples, examples // 2)])
-        less = half.run(run.dtype, steps=1, loss_scale=run.loss_scale)
+        less = half.run(run.dtype, steps=1, loss_scale=run.loss_scale, watched=False)
         if less.error is None:
             slope = (run.activation_bytes - less.activation_bytes) / (examples - examples // 2)
     return Memory(run.activation_bytes, slope, examples, run.kept_bytes)

@@ -14,13 +14,16 @@ from mpbook.diagnosis.advice import advise
 from mpbook.diagnosis.batches import as_batches
 from mpbook.diagnosis.choices import flipped
 from mpbook.diagnosis.costs import find_roof, memory, seconds
+from mpbook.diagnosis.failures import suggested_scale
+from mpbook.diagnosis.gradients import total_error
 from mpbook.diagnosis.noise_floor import noise
 from mpbook.diagnosis.report import Diagnosis, FormatReport
 from mpbook.diagnosis.rescue import rescue as _rescue
 from mpbook.diagnosis.state import Ledger, Write
+from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.unseen import unseen
 from mpbook.diagnosis.verdicts import FormatVerdict
-from mpbook.diagnosis.workload import Run, Step, Target, Workload
+from mpbook.diagnosis.workload import Step, Target, Workload
 
 FORMATS = ("float16", "bfloat16")
 
@@ -45,8 +48,8 @@ def diagnose(
 
     Args:
         model: any module, on a CPU or a GPU.
-        batches: a batch, or a list, generator or loader of them.  A tuple is ``(inputs..., target)``
-            or what ``forward`` takes; a mapping goes in by keyword.
+        batches: a batch, or a list, generator or loader of them.  A tuple is ``(inputs...,
+            target)`` or what ``forward`` takes; a mapping goes in by keyword.
         loss: a function of ``(output, batch)``, ``(output, target)`` or ``(output)``; None where
             the model returns its loss.
         optimizer: the one of the training, a class or function of parameters, or None: then nothing
@@ -68,9 +71,7 @@ def diagnose(
     _check(formats, target, loss, step)
     card = find_roof(roof)
     given = as_batches(batches, steps)
-    workload = Workload(
-        model, given, loss=loss, step=step, optimizer=optimizer, target=target
-    )
+    workload = Workload(model, given, loss=loss, step=step, optimizer=optimizer, target=target)
     with workload.left_alone():
         return _diagnosed(workload, tuple(formats), steps, card, rescued=rescue)
 
@@ -87,7 +88,9 @@ def _check(formats: Sequence[str], target: str, loss: Any, step: Any) -> None:
     if target not in ("cuda", "cpu"):
         raise ValueError(f'target="{target}": expected "cuda" or "cpu", whose autocast is meant')
     if loss is not None and step is not None:
-        raise ValueError("loss, step: a step of your own computes its loss itself; pass one of them")
+        raise ValueError(
+            "loss, step: a step of your own computes its loss itself; pass one of them"
+        )
 
 
 def _diagnosed(
@@ -149,29 +152,34 @@ def _by_format(
             part.speed = seconds(reference, roof) / max(seconds(run, roof), 1e-12)
         dtype = getattr(torch, format)
         pure = workload.run(torch.float32, steps=steps, weights=dtype)
-        part.pure = verdicts.judge_pure(pure, reference, silent, format)
+        part.pure = verdicts.judge_without_scale(format, pure, reference, silent, verdict.sensitive)
         found[format] = part
     return found
-
 
 
 def _judged(
     format: str, workload: Workload, reference: Run, wide: Run, noise: set[str], steps: int
 ) -> tuple[FormatVerdict, Run]:
     if format == "bfloat16":
-        return verdicts.judge_bfloat16(wide, reference, noise), wide
+        sensitive = _sensitivity(workload, reference, noise, torch.bfloat16)
+        return verdicts.judge_without_scale(format, wide, reference, noise, sensitive), wide
+    sensitive = _sensitivity(workload, reference, noise, torch.float16)
     unscaled = workload.run(torch.float16, steps=1)
     run = _with_a_scale(workload, wide, steps)
-    return verdicts.judge_float16(run, unscaled, wide, reference, noise), run
+    return verdicts.judge_float16(run, unscaled, wide, reference, noise, sensitive), run
+
+
+def _sensitivity(workload: Workload, reference: Run, noise: set[str], dtype: torch.dtype) -> float:
+    """How far float32's gradients move when nothing but the weights is rounded."""
+    rounded = workload.run(torch.float32, steps=1, rounded_to=dtype, watched=False)
+    return total_error(rounded, reference, noise)
 
 
 def _with_a_scale(workload: Workload, wide: Run, steps: int) -> Run:
     """float16 at a loss scale that fits; lower, where gradients overflow, as a scaler goes."""
-    scale = verdicts.suggested_scale(wide)
+    scale = suggested_scale(wide)
     run = workload.run(torch.float16, steps=steps, loss_scale=scale)
     while run.skipped and run.finite_losses and run.error is None and scale > 2.0**-8:
         scale = scale / 2**6
         run = workload.run(torch.float16, steps=steps, loss_scale=scale)
     return run
-
-

@@ -1,8 +1,8 @@
 """Parts of a model kept in float32: whole modules, or single lines of its code.
 
 Under autocast a part runs in float32 if autocast is off in it and what comes in is cast up.  For a
-module that is a wrapper around its ``forward``.  For a line, here, a function mode does to the calls
-of that line what an edit of the line would do; it serves to try a rescue before anything is edited.
+module that is a wrapper around its ``forward``.  For a line a function mode does to its calls what
+an edit of it would do, so that a rescue can be tried before anything is edited.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from mpbook.diagnosis.operators_seen import SIXTEEN_BIT, line_of_the_caller
+from mpbook.diagnosis.places import SIXTEEN_BIT, line_of_the_caller
 
 
 def keep_in_float32(model: nn.Module, names: Collection[str]) -> None:

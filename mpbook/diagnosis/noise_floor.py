@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from mpbook.diagnosis.workload import Run, Workload
+from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.workload import Workload
 
 SHARE = 0.25
 """Of a gradient: what float32 may be off by before the gradient counts as rounding."""
@@ -20,7 +21,7 @@ def noise(workload: Workload, reference: Run) -> set[str]:
 
     Empty where the model does not run in float64.
     """
-    exact = workload.run(torch.float64, steps=1, weights=torch.float64)
+    exact = workload.run(torch.float64, steps=1, weights=torch.float64, watched=False)
     found = set()
     for name, got in reference.gradients.items():
         expected = exact.gradients.get(name)

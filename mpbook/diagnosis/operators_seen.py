@@ -20,10 +20,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,72 +30,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-import mpbook
-from mpbook.watch.histograms import Histogram, log2_histogram
-
-Phase = Literal["forward", "backward", "update"]
-MODEL, LOSS = "(model)", "(loss)"
-SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an operator stands: module, and file and line of the code that called it."""
-
-    module: str
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        where = f"{Path(self.file).name}:{self.line}" if self.file else ""
-        return f"{self.module} ({where})" if where else self.module
-
-
-@dataclass(frozen=True)
-class Key:
-    """One operator of a step: the same in each run, whatever its dtype."""
-
-    phase: Phase
-    place: Place
-    operator: str
-    nth: int
-
-
-@dataclass
-class Seen:
-    """What one operator put out, over all steps.
-
-    ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
-    though all operands were; ``signs`` has "+", "-" and "nan" of what was not.
-    """
-
-    key: Key
-    dtype: torch.dtype
-    order: int
-    shape: tuple[int, ...]
-    largest: float = 0.0
-    step: int = 0
-    began: bool = False
-    nonfinite: bool = False
-    signs: set[str] = field(default_factory=set)
-    cause: str = ""
-    histogram: Histogram | None = None
-    cancelled: bool = False
-    is_negative: bool = False
-
-    @property
-    def operator(self) -> str:
-        """Its name, as ``torch.ops.aten`` has it."""
-        return self.key.operator
-
-    @property
-    def headroom(self) -> float:
-        """Binades between the largest magnitude and float16's largest number."""
-        return math.log2(65504.0 / self.largest) if self.largest else math.inf
-
-    def __str__(self) -> str:
-        backward = "the backward pass of " if self.key.phase == "backward" else ""
-        return f"{self.operator} in {backward}{self.key.place}"
+from mpbook.diagnosis.places import (
+    LOSS,
+    MODEL,
+    OPTIMIZER,
+    SIXTEEN_BIT,
+    Key,
+    Phase,
+    Place,
+    Seen,
+    is_theirs,
+    line_of_the_caller,
+)
+from mpbook.watch.histograms import log2_histogram
 
 
 @dataclass(frozen=True)
@@ -122,6 +68,7 @@ class Recorder(TorchDispatchMode):
         self.phase: Phase = "forward"
         self.step = 0
         self.last_module = MODEL
+        self._written_finite = True
         self.seen: dict[Key, Seen] = {}
         self.choices: list[Choice] = []
         self.unseen: Counter[str] = Counter()
@@ -170,6 +117,8 @@ class Recorder(TorchDispatchMode):
         self._running.clear()
 
     def _place(self) -> Place:
+        if self.phase == "update":
+            return Place(OPTIMIZER)
         node = torch._C._current_autograd_node()
         if node is not None and not self._running:
             at = bisect_right(self._numbers, node._sequence_nr())
@@ -188,7 +137,7 @@ class Recorder(TorchDispatchMode):
         while trace is not None:
             frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
             trace = trace.tb_next
-        theirs = [frame for frame in frames if _is_theirs(frame[0])]
+        theirs = [frame for frame in frames if is_theirs(frame[0])]
         return Place(self.last_module, *(theirs[-1] if theirs else ()))
 
     # --- What an operator put out -----------------------------------------------------------
@@ -198,6 +147,9 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run one operator of torch."""
         kwargs = kwargs or {}
+        self._written_finite = not func._schema.is_mutable or _all_finite(
+            written(func, args, kwargs)
+        )
         run = partial(_run, func, args, kwargs)
         result = self.watch_writes(func, args, kwargs, run) if self.watch_writes else run()
         space, _, name = func._schema.name.partition("::")
@@ -267,7 +219,7 @@ class Recorder(TorchDispatchMode):
             seen = Seen(key, value.dtype, len(self.seen), tuple(value.shape), step=self.step)
             self.seen[key] = seen
         largest = max(abs(low), abs(high))
-        seen.is_negative = largest == -low and high <= 0
+        seen.highest = max(seen.highest, high if math.isfinite(high) else math.inf)
         if not math.isfinite(largest):
             self._note_nonfinite(seen, value, (args, kwargs))
             largest = _largest_finite(value)
@@ -286,7 +238,8 @@ class Recorder(TorchDispatchMode):
             seen.signs.add("+")
         if (value == -math.inf).any():
             seen.signs.add("-")
-        if not seen.began and _all_finite(operands):
+        others = [t for t in _floats(operands) if t.data_ptr() != value.data_ptr()]
+        if not seen.began and self._written_finite and _all_finite(others):
             seen.began = True
             seen.cause = _cause(seen.operator, operands)
 
@@ -303,20 +256,6 @@ _NO_NUMBERS = frozenset(
     "lift_fresh _local_scalar_dense set_".split()
 )
 _CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
-_FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
-
-
-_MASKS = frozenset("_to_copy copy_ add add_ sub mul neg".split())
-
-
-def is_like_a_mask(seen: Seen) -> bool:
-    """Whether it is infinite as a mask is: filled with constants, or minus infinity by a cast."""
-    return is_a_fill(seen) or (seen.operator in _MASKS and seen.signs == {"-"})
-
-
-def is_a_fill(seen: Seen) -> bool:
-    """Whether an operator writes constants, so that an infinity in it is somebody's intention."""
-    return seen.operator in _FILLS
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
@@ -351,6 +290,16 @@ def _floats(nest: Any) -> list[Tensor]:
     return [t.detach() for t in leaves if t.layout == torch.strided and t.numel()]
 
 
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes to."""
+    found = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            found += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return found
+
+
 def _all_finite(nest: Any) -> bool:
     return all(bool(t.isfinite().all()) for t in _floats(nest))
 
@@ -380,28 +329,3 @@ def _cause(operator: str, operands: Any) -> str:
     if operator in ("_to_copy", "copy_"):
         return "the cast overflows"
     return ""
-
-
-_TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(mpbook.__file__).parent)
-_MODELS = tuple(str(Path(_OURS, *part)) for part in (("models.py",), ("diagnosis", "zoo")))
-"""The package's own models and losses, whose lines are worth naming."""
-_RUNNER = str(Path(_OURS, "diagnosis", "workload.py"))
-
-
-def _is_theirs(file: str) -> bool:
-    """Whether a file is neither torch's nor this package's, but for its models."""
-    inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
-    return not inside and not file.endswith("/contextlib.py")
-
-
-def line_of_the_caller() -> tuple[str, int]:
-    """File and line of the innermost frame that is neither torch's nor this room's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file == _RUNNER:  # what is further out is the call of `diagnose` itself
-            break
-        if _is_theirs(file):
-            return file, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-    return "", 0

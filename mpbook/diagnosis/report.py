@@ -12,10 +12,10 @@ import torch
 from mpbook.diagnosis.advice import Advice
 from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.costs import Memory
-from mpbook.diagnosis.operators_seen import Place
+from mpbook.diagnosis.places import Place
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import Write
-from mpbook.diagnosis.verdicts import FormatVerdict, Survives
+from mpbook.diagnosis.verdicts import WRONG, FormatVerdict, Survives
 from mpbook.notebook import Table
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Diagnosis:
             found.append(Line("no vote", "", f"{len(self.without_vote)} gradients are nothing but "
                               "rounding", ", ".join(self.without_vote[:4]), "float64"))  # fmt: skip
         if not self.repeatable:
-            found.append(Line("not repeatable", "", "two float32 runs with the same seed differ; "
-                              "what follows compares runs that differ anyway", "", "run"))  # fmt: skip
+            said = "two float32 runs with one seed differ, and so may all that are compared"
+            found.append(Line("not repeatable", "", said, "", "run"))
         return found + [Line("not seen", "", what, where) for what, where in self.unseen]
 
     def _costs(self) -> list[Line]:
@@ -178,7 +178,9 @@ def _survival(v: FormatVerdict) -> list[Line]:
 def _scale(v: FormatVerdict) -> list[Line]:
     if v.format != "float16" or v.survives in ("fails in float32 too", "no"):
         return []
-    window = f"2**{v.window[0]} to 2**{v.window[1]} fit" if v.window else "no scale fits every layer"
+    window = (
+        f"2**{v.window[0]} to 2**{v.window[1]} fit" if v.window else "no scale fits every layer"
+    )
     if v.loss_scale_needed:
         worst = max(v.lost, key=lambda name: v.lost[name])
         return [Line("loss scale", v.format, f"needed: {window}", worst, "run with and without")]
@@ -191,6 +193,8 @@ def _silent(name: str, part: FormatReport) -> list[Line]:
     if v.gradient_error and math.isfinite(v.total):
         worst = max(v.gradient_error, key=lambda key: v.gradient_error[key])
         said = f"gradients {v.total:.1%} off float32's, worst {v.gradient_error[worst]:.1%}"
+        if v.total > WRONG and not v.wrong:
+            said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
     for one in part.flipped:
         said = f"{one.operator} chooses differently in {one.share:.1%} of its rows"
@@ -237,8 +241,9 @@ def _memory(name: str, memory: Memory) -> Line:
         four = memory.predicted(4 * memory.examples)
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "
         said += f"{4 * memory.examples}: {_bytes(four or 0)})"
-    return Line("memory", name, f"{said}; {_bytes(memory.kept)} of weights, gradients and states",
-                "", "measured at two batches" if memory.for_each_example else "measured")  # fmt: skip
+    said += f"; {_bytes(memory.kept)} of weights, gradients and states"
+    how = "measured at two batches" if memory.for_each_example else "measured"
+    return Line("memory", name, said, "", how)
 
 
 def _bytes(count: float) -> str:

@@ -10,10 +10,12 @@ import linecache
 from dataclasses import dataclass
 from pathlib import Path
 
-
-from mpbook.diagnosis.operators_seen import LOSS, Place
-from mpbook.diagnosis.verdicts import WRONG, suspects, total_error
-from mpbook.diagnosis.workload import Run, Workload
+from mpbook.diagnosis.failures import suspects
+from mpbook.diagnosis.gradients import total_error
+from mpbook.diagnosis.places import LOSS, Place
+from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.verdicts import WRONG
+from mpbook.diagnosis.workload import Workload
 
 MOST = 8
 """Parts that are tried before a model counts as one to keep in another format altogether."""
@@ -109,4 +111,3 @@ _OF_MODULES = """def in_float32(module):
 
 for name in {names}:
     in_float32(model.get_submodule(name if name != "(model)" else ""))"""
-

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from mpbook.diagnosis.operators_seen import SIXTEEN_BIT
+from mpbook.diagnosis.operators_seen import written
+from mpbook.diagnosis.places import SIXTEEN_BIT
 
 _KAHAN_BITS = {torch.float16: 11, torch.bfloat16: 8}
 """By how many bits a compensation of the same dtype extends a weight."""
@@ -69,7 +70,7 @@ class Ledger:
 
     def begin(self, model: nn.Module, optimizers: list[Any]) -> None:
         """A step begins: which states there are, and what the buffers hold."""
-        self._know(model, optimizers)
+        self.know(model, optimizers)
         named = ((n, b) for n, b in model.named_buffers() if _is_kept(b))
         self._buffers = {n: (b, b.detach().clone()) for n, b in named}
 
@@ -79,7 +80,8 @@ class Ledger:
             if "buffers" not in {w.state for w in self.writes.values() if w.name == name}:
                 self._add("buffers", name, "a step", before, buffer.detach(), None)
 
-    def _know(self, model: nn.Module, optimizers: list[Any]) -> None:
+    def know(self, model: nn.Module, optimizers: list[Any]) -> None:
+        """Which tensors are states, and whose."""
         for name, parameter in model.named_parameters():
             state = "weights" if parameter.requires_grad else "weights without a gradient"
             self._names[parameter.untyped_storage().data_ptr()] = state, name
@@ -90,7 +92,9 @@ class Ledger:
 
     def watch(self, func: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """Run an operator; if it writes to a state, count what became of the change."""
-        targets = [t for t in _written(func, args, kwargs) if self._is_known(t)]
+        if not func._schema.is_mutable:
+            return run()
+        targets = [t for t in written(func, args, kwargs) if self._is_known(t)]
         if not targets:
             return run()
         before = [t.detach().clone() for t in targets]
@@ -160,18 +164,6 @@ def _is_narrow(tensor: Tensor) -> bool:
     return tensor.dtype in SIXTEEN_BIT
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operator writes to."""
-    if not func._schema.is_mutable:
-        return []
-    found = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            found += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return found
-
-
 def _in_float32(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """What the operator writes if its operands are float32; None where it does not run so."""
 
@@ -184,4 +176,4 @@ def _in_float32(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
         func(*wide[0], **wide[1])
     except (RuntimeError, NotImplementedError, TypeError):
         return None
-    return _written(func, *wide)
+    return written(func, *wide)

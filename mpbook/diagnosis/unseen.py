@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpbook.diagnosis.operators_seen import MODEL
-from mpbook.diagnosis.workload import Run, Workload
+from mpbook.diagnosis.places import MODEL
+from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.workload import Workload
 
 
 def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
@@ -39,4 +40,3 @@ def _never_called(model: nn.Module, run: Run) -> list[str]:
     ]
     shown = names[:8]
     return shown if len(names) <= 8 else [*shown, f"and {len(names) - 8} more"]
-

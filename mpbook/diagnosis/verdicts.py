@@ -1,30 +1,45 @@
 """What follows from the runs: does a format survive, with which loss scale, and what fails first.
 
-Two kinds of evidence stand side by side.  The *forecast* comes from magnitudes: a run in bfloat16,
-which has the dtypes of a float16 run and float32's range, says how large each result in 16 bits
-becomes.  The *run* in the format itself says what happens.  Where they disagree the verdict is the
-run's, and the disagreement is kept in ``contradictions``.
+Two kinds of evidence stand side by side.  The *forecast* comes from magnitudes
+(`mpbook.diagnosis.failures`).  The *run* in the format itself says what happens.  Where they
+disagree the verdict is the run's, and the disagreement is kept in ``contradictions``.
+
+A run may be finite and still be wrong: its gradients point somewhere else.  That is laid to the
+format only if it is much more than what rounding the weights alone does to them; else the model is
+ill-conditioned, and 16 bits are no worse than a small change of its weights.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from mpbook.diagnosis.operators_seen import SIXTEEN_BIT, Key, Place, Seen, is_a_fill, is_like_a_mask
-from mpbook.diagnosis.workload import Run
-from mpbook.formats import as_format
+from mpbook.diagnosis.failures import (
+    infinities,
+    overflowing,
+    scale_window,
+    suspects,
+    tightest,
+    where_it_began,
+)
+from mpbook.diagnosis.gradients import (
+    loss_error,
+    losses_without_scale,
+    relative_errors,
+    total_error,
+)
+from mpbook.diagnosis.places import Place, Seen, is_like_a_mask
+from mpbook.diagnosis.stepping import Run
 
 Survives = Literal["yes", "with a loss scale", "no", "fails in float32 too", "did not run"]
 
 WRONG = 0.3
 """Relative error of all gradients together from which on they point somewhere else."""
-LOST = 0.1
-"""Of a parameter's gradient: what may be lost before a loss scale counts as needed."""
+CHAOTIC = 20.0
+"""Times the error that rounding the weights alone makes: below, the model and not an operator."""
+NEEDED = 0.2
+"""Of a parameter's gradient: what may be wrong before a loss scale counts as needed."""
 NEAR = 2.0
 """Binades of headroom below which an operator counts as near to overflow."""
 
@@ -47,254 +62,112 @@ class FormatVerdict:
     tightest: tuple[Seen, ...] = ()
     wrong: bool = False
     total: float = 0.0
+    sensitive: float = 0.0
     loss_scale_needed: bool = False
     loss_scale: float = 1.0
     window: tuple[int, int] | None = None
     lost: dict[str, float] = field(default_factory=dict)
     gradient_error: dict[str, float] = field(default_factory=dict)
     loss_error: float = 0.0
-    harmless: tuple[Seen, ...] = ()
     nonfinite_after: tuple[str, ...] = ()
     suspects: tuple[Place, ...] = ()
     contradictions: tuple[str, ...] = ()
-    activation_bytes: int = 0
-
-
-# --- What fails first -----------------------------------------------------------------------
-
-
-def in_order(run: Run) -> list[Seen]:
-    """What a run saw, in the order of the first step's execution."""
-    return sorted(run.recorder.seen.values(), key=lambda seen: (seen.step, seen.order))
-
-
-def where_it_began(run: Run, reference: Run | None = None) -> Seen | None:
-    """The first result that is not finite though its operands are, and is not in the reference.
-
-    Infinities that somebody wrote (a mask filled with -inf) come last, and so do a mask's that
-    became minus infinity by a cast or a sum: they are named where nothing else began.
-    """
-    began = infinities(run, reference)
-    suspects = [s for s in began if not is_like_a_mask(s)]
-    return next(iter(suspects or began), None)
-
-
-def _as_before(seen: Seen, known: dict[Key, Seen]) -> bool:
-    before = known.get(seen.key)
-    return before is not None and before.signs >= seen.signs
-
-
-def infinities(run: Run, reference: Run | None = None) -> tuple[Seen, ...]:
-    """Results that are not finite in this run alone, and began so, in order."""
-    known = reference.recorder.seen if reference else {}
-    return tuple(s for s in in_order(run) if s.began and not _as_before(s, known))
-
-
-# --- Forecasts from magnitudes ----------------------------------------------------------------
-
-
-def in_16_bit(run: Run, *, phase: str) -> list[Seen]:
-    """Results in 16 bits of one phase, in the order of execution."""
-    return [s for s in in_order(run) if s.key.phase == phase and s.dtype in SIXTEEN_BIT]
-
-
-def overflowing(wide: Run) -> list[Seen]:
-    """Results of the forward pass that will be beyond float16's largest number, in order."""
-    return [s for s in in_16_bit(wide, phase="forward") if s.largest >= 65520 and not is_a_fill(s)]
-
-
-def tightest(wide: Run, count: int = 3) -> tuple[Seen, ...]:
-    """The results of the forward pass that are nearest to float16's largest number."""
-    found = [s for s in in_16_bit(wide, phase="forward") if s.largest and not is_a_fill(s)]
-    return tuple(sorted(found, key=lambda seen: seen.headroom)[:count])
-
-
-def scale_window(wide: Run) -> tuple[int, int] | None:
-    """The powers of two that keep every gradient in 16 bits between underflow and overflow.
-
-    A gradient that is nothing but the rounding of its own sum has no vote.  None where no scale
-    fits all; (0, 15) where no gradient is in 16 bits.
-    """
-    half = as_format("float16")
-    votes = [s for s in in_16_bit(wide, phase="backward") if not s.cancelled]
-    windows = [s.histogram.window(half, lost=LOST, of="magnitude") for s in votes
-               if s.histogram and s.histogram.nonzero]  # fmt: skip
-    found = [w for w in windows if w is not None]
-    low, high = max((w[0] for w in found), default=0), highest_scale(wide)
-    high = min([high, *(w[1] for w in found)])
-    return (low, high) if low <= high else None
-
-
-def highest_scale(wide: Run) -> int:
-    """The largest power of two at which no gradient overflows, 127 at most."""
-    largest = max((s.largest for s in in_16_bit(wide, phase="backward")), default=0.0)
-    return math.floor(math.log2(65504 / largest)) if largest else 127
-
-
-def suggested_scale(wide: Run) -> float:
-    """A power of two to run float16 with: the middle of the window, or one below overflow."""
-    window, high = scale_window(wide), highest_scale(wide)
-    exponent = (max(window[0], 0) + window[1]) // 2 if window else high - 1
-    return 2.0 ** max(min(exponent, 24, high - 1), -24)
-
-
-# --- Gradients compared -----------------------------------------------------------------------
-
-
-def relative_errors(run: Run, reference: Run, without: set[str]) -> dict[str, float]:
-    """Of each parameter's gradient, ``|difference| / |reference|``, but for those without a say."""
-    pairs = (
-        (name, run.gradients[name], expected)
-        for name, expected in reference.gradients.items()
-        if name in run.gradients and name not in without
-    )
-    return {name: _relative_error(got, expected) for name, got, expected in pairs}
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
-
-
-def _relative_error(got: Tensor, expected: Tensor) -> float:
-    got, expected = _real(got), _real(expected)
-    norm = float(expected.norm())
-    if not norm or not math.isfinite(norm):
-        return 0.0
-    error = float((got - expected).norm()) / norm
-    return error if math.isfinite(error) else math.inf
-
-
-def total_error(run: Run, reference: Run, without: set[str]) -> float:
-    """The relative error of all gradients as one vector."""
-    named = [n for n in reference.gradients if n in run.gradients and n not in without]
-    if not named:
-        return 0.0
-    pairs = [(_real(run.gradients[n]), _real(reference.gradients[n])) for n in named]
-    flat = [torch.cat([pair[i].flatten().cpu() for pair in pairs]) for i in range(2)]
-    return _relative_error(*flat)
-
-
-def losses_without_scale(
-    unscaled: Run, scaled: Run, reference: Run, without: set[str]
-) -> dict[str, float]:
-    """How much more of each gradient is wrong without a loss scale than with it."""
-    bare, helped = (relative_errors(run, reference, without) for run in (unscaled, scaled))
-    return {name: max(bare[name] - helped.get(name, 0.0), 0.0) for name in bare}
-
-
-def loss_error(run: Run, reference: Run) -> float:
-    """The first loss, against float32's."""
-    if not run.losses or not reference.losses or not math.isfinite(run.losses[0]):
-        return 0.0
-    expected = reference.losses[0]
-    return abs(run.losses[0] - expected) / max(abs(expected), 1e-12)
-
-
-def suspects(run: Run, reference: Run) -> tuple[Place, ...]:
-    """Places to keep in float32, the first to be tried first: what raised, began or was rounded."""
-    raised = [run.error_place] if run.error_place else []
-    began = where_it_began(run, reference)
-    others = [s.key.place for s in infinities(run, reference) if not is_like_a_mask(s)]
-    found = [*raised, *([began.key.place] if began else []), *others, *run.recorder.rounded]
-    return tuple(dict.fromkeys(found))
 
 
 # --- The verdict ------------------------------------------------------------------------------
 
 
-def judge_bfloat16(run: Run, reference: Run, noise: set[str]) -> FormatVerdict:
-    """bfloat16 has float32's range: what fails in it fails by its eps, or in float32 too."""
-    common = {
-        "format": "bfloat16",
-        "gradient_error": relative_errors(run, reference, noise),
-        "loss_error": loss_error(run, reference),
-        "total": total_error(run, reference, noise),
-        "nonfinite_after": (*run.nonfinite_weights, *run.nonfinite_buffers),
-        "activation_bytes": run.activation_bytes,
-        "suspects": suspects(run, reference),
-    }
-    if run.error is not None:
-        return FormatVerdict(survives="no", reason=_raised(run), **common)
-    if run.sound and total_error(run, reference, noise) > WRONG:
-        reason = _is_wrong(total_error(run, reference, noise))
-        return FormatVerdict(survives="no", reason=reason, wrong=True, **common)
-    if run.sound:
-        return FormatVerdict(survives="yes", reason=_is_finite(run), **common)
-    failure = where_it_began(run, reference)
-    return FormatVerdict(survives="no", reason=_fails(failure), failure=failure, **common)
-
-
 def judge_float16(
-    run: Run, unscaled: Run, wide: Run, reference: Run, noise: set[str]
+    run: Run, unscaled: Run, wide: Run, reference: Run, noise: set[str], sensitive: float
 ) -> FormatVerdict:
-    """float16 from its forecast and its runs, with a loss scale and without."""
-    foretold = overflowing(wide)
-    forecast = next((s for s in foretold if not s.is_negative), None)
+    """float16 from its forecast and its runs, with a loss scale and without.
+
+    Args:
+        run: in float16 at a loss scale.
+        unscaled: one step of it without.
+        wide: the run whose magnitudes are the forecast.
+        reference: the run in float32.
+        noise: parameters whose gradients have no say.
+        sensitive: how far float32's gradients move when the weights are rounded.
+    """
     near = tightest(wide)
     lost = losses_without_scale(unscaled, run, reference, noise)
-    needed = run.sound and any(share > LOST for share in lost.values())
-    common = {
-        "format": "float16",
-        "forecast": forecast,
-        "headroom": near[0].headroom if near else math.inf,
-        "tightest": near,
-        "loss_scale": run.loss_scale,
-        "window": scale_window(wide),
-        "lost": lost,
-        "gradient_error": relative_errors(run, reference, noise),
-        "loss_error": loss_error(run, reference),
-        "total": total_error(run, reference, noise),
-        "nonfinite_after": (*run.nonfinite_weights, *run.nonfinite_buffers),
-        "activation_bytes": run.activation_bytes,
-        "suspects": suspects(run, reference),
-        "loss_scale_needed": needed,
-    }
-    if run.error is not None:
-        return FormatVerdict(survives="no", reason=_raised(run), **common)
-    if not run.sound:
-        failure = where_it_began(run, reference)
-        said = () if forecast else ("the run fails; magnitudes alone did not say so",)
-        return FormatVerdict(
-            survives="no", reason=_fails(failure), failure=failure, contradictions=said, **common
-        )
-    harmless = infinities(run, reference)
-    error = total_error(run, reference, noise)
-    if error > WRONG:
-        suspect = next((s for s in harmless if not is_like_a_mask(s)), None)
-        return FormatVerdict(
-            survives="no", reason=_is_wrong(error, suspect), failure=suspect, wrong=True, **common
-        )
-    said = ()
-    if forecast is not None and not harmless:
-        said = (f"{forecast} was said to overflow, and the run has no infinity",)
-    elif forecast is not None:
-        said = (f"{forecast} overflows, and nothing behind it is infinite or NaN",)
-    survives: Survives = "with a loss scale" if needed else "yes"
-    reason = _underflow(lost) if needed else _is_finite(run)
-    return FormatVerdict(
-        survives=survives, reason=reason, harmless=harmless, contradictions=said, **common
+    found = replace(
+        _evidence("float16", run, reference, noise, sensitive),
+        forecast=next(iter(overflowing(wide)), None),
+        headroom=near[0].headroom if near else math.inf,
+        tightest=near,
+        loss_scale=run.loss_scale,
+        window=scale_window(wide),
+        lost=lost,
+        loss_scale_needed=run.sound and any(share > NEEDED for share in lost.values()),
     )
-
-
-def judge_pure(run: Run, reference: Run, noise: set[str], format: str) -> FormatVerdict:
-    """Weights that are in 16 bits themselves, without autocast and without a loss scale."""
-    after = (*run.nonfinite_weights, *run.nonfinite_buffers)
-    error = total_error(run, reference, noise)
-    common = {"format": format, "nonfinite_after": after, "total": error}
-    if run.error is not None:
-        return FormatVerdict(survives="no", reason=_raised(run), **common)
-    began = where_it_began(run, reference)
     if not run.sound:
-        return FormatVerdict(survives="no", reason=_fails(began), failure=began, **common)
-    if error > WRONG:
-        return FormatVerdict(survives="no", reason=_is_wrong(error), wrong=True, **common)
-    return FormatVerdict(survives="yes", reason=_is_finite(run), **common)
+        failed = _failed(found, run, reference)
+        unsaid = "the run fails; magnitudes alone did not say so"
+        return failed if found.forecast else replace(failed, contradictions=(unsaid,))
+    infinite = next((s for s in infinities(run, reference) if not is_like_a_mask(s)), None)
+    if found.total > WRONG and (infinite or found.total > CHAOTIC * sensitive):
+        reason = _is_wrong(found.total, infinite)
+        return replace(found, survives="no", reason=reason, failure=infinite, wrong=True)
+    said = _contradictions(found.forecast, run, reference)
+    if found.loss_scale_needed:
+        reason = _underflow(lost)
+        return replace(found, survives="with a loss scale", reason=reason, contradictions=said)
+    return replace(found, survives="yes", reason=_is_finite(run), contradictions=said)
+
+
+def judge_without_scale(
+    format: str, run: Run, reference: Run, noise: set[str], sensitive: float
+) -> FormatVerdict:
+    """bfloat16, or weights in 16 bits themselves: a run that no loss scale helps.
+
+    bfloat16 has float32's range: what fails in it fails by its eps, or in float32 too.
+    """
+    found = _evidence(format, run, reference, noise, sensitive)
+    if not run.sound:
+        return _failed(found, run, reference)
+    if found.total > max(WRONG, CHAOTIC * sensitive):
+        return replace(found, survives="no", reason=_is_wrong(found.total), wrong=True)
+    return replace(found, survives="yes", reason=_is_finite(run))
 
 
 def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
     """A run that is NaN in float32 already: no format is to blame."""
     failure = where_it_began(reference)
     return FormatVerdict(format, "fails in float32 too", _fails(failure), failure=failure)
+
+
+def _evidence(
+    format: str, run: Run, reference: Run, noise: set[str], sensitive: float
+) -> FormatVerdict:
+    """What every verdict rests on; whether the format survives is yet to be said."""
+    return FormatVerdict(
+        format,
+        survives="no",
+        reason="",
+        gradient_error=relative_errors(run, reference, noise),
+        total=total_error(run, reference, noise),
+        sensitive=sensitive,
+        loss_error=loss_error(run, reference),
+        nonfinite_after=(*run.nonfinite_weights, *run.nonfinite_buffers),
+        suspects=suspects(run, reference),
+    )
+
+
+def _failed(found: FormatVerdict, run: Run, reference: Run) -> FormatVerdict:
+    if run.error is not None:
+        return replace(found, survives="no", reason=_raised(run))
+    failure = where_it_began(run, reference)
+    return replace(found, survives="no", reason=_fails(failure), failure=failure)
+
+
+def _contradictions(forecast: Seen | None, run: Run, reference: Run) -> tuple[str, ...]:
+    if forecast is None:
+        return ()
+    if not infinities(run, reference):
+        return (f"{forecast} was said to overflow, and the run has no infinity",)
+    return (f"{forecast} overflows, and nothing behind it is infinite or NaN",)
 
 
 def _raised(run: Run) -> str:

@@ -25,6 +25,9 @@ def adam(lr: float = 1e-3) -> Optimizer:
     return partial(torch.optim.AdamW, lr=lr)
 
 
+_SGD = sgd()
+
+
 @dataclass(frozen=True)
 class Case:
     """A model that is to be diagnosed, and how it is trained.
@@ -36,7 +39,7 @@ class Case:
     make: Make
     batch: Callable[[], Any]
     loss: Callable[[Any, Any], Tensor] | None
-    optimizer: Optimizer = sgd()
+    optimizer: Optimizer = _SGD
     steps: int = 3
 
     def built(self) -> tuple[nn.Module, list[Any]]:
@@ -47,10 +50,7 @@ class Case:
 
     def objective(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar loss of a batch."""
-        if isinstance(batch, dict):
-            output = model(**batch)
-        else:
-            output = model(batch[0])
+        output = model(**batch) if isinstance(batch, dict) else model(batch[0])
         return output.loss if self.loss is None else self.loss(output, batch)
 
 

@@ -25,7 +25,7 @@ from mpbook.diagnosis.zoo.healthy import Attention, _contrast, transformer
 def _large_weight() -> nn.Module:
     model = mlp()
     with torch.no_grad():
-        model[2].weight[0, 0] = 7e4  # type: ignore[index, operator]
+        model[2].weight[0, 0] = 7e4  # type: ignore[index]
     return model
 
 

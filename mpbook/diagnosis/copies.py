@@ -1,0 +1,144 @@
+"""Copies of what is diagnosed: model, optimizer and batches, in a dtype of one's own."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from mpbook.diagnosis.batches import tensors_in
+from mpbook.diagnosis.places import MODEL, Place
+from mpbook.watch.optimizer_steps import is_optimizer
+
+
+def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
+    """A model without what compiles or distributes it, and the names of compiled parts."""
+    compiled = []
+    if hasattr(model, "_orig_mod"):
+        model, compiled = model._orig_mod, ["(model)"]
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    for name, module in model.named_modules():
+        is_wrapper = hasattr(module, "_orig_mod")
+        if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
+            compiled.append(name or "(model)")
+    return model, list(dict.fromkeys(compiled))
+
+
+def own_name(place: Place) -> str:
+    """As ``named_modules`` has it."""
+    return "" if place.module == MODEL else place.module
+
+
+def checked_optimizer(optimizer: Any, model: nn.Module) -> Any:
+    """An optimizer, some of them, or none; a class or function is called on the parameters."""
+    if optimizer is None:
+        return None
+    if isinstance(optimizer, Mapping | list | tuple):
+        for one in each(optimizer):
+            checked_optimizer(one, model)
+        return optimizer
+    if isinstance(optimizer, type) or not is_optimizer(optimizer):
+        made = optimizer(model.parameters()) if callable(optimizer) else None
+        if made is None or not is_optimizer(made):
+            raise TypeError(
+                f"optimizer: a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or a "
+                "function from parameters to one, such as functools.partial(AdamW, lr=1e-3)"
+            )
+        return made
+    return optimizer
+
+
+def each(optimizer: Any) -> list[Any]:
+    """The optimizers in an optimizer, a list, a tuple, a mapping or nothing."""
+    if optimizer is None:
+        return []
+    if isinstance(optimizer, Mapping):
+        return list(optimizer.values())
+    return list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+
+
+def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
+    """The GPU that any tensor is on, else the CPU."""
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in(batches[0])]
+    if any(t.is_meta for t in tensors):
+        raise ValueError(
+            "model: has tensors on the meta device, which have no values; materialise it first "
+            "with model.to_empty(device=...) and load its weights"
+        )
+    gpus = [t.device for t in tensors if t.device.type == "cuda"]
+    return gpus[0] if gpus else torch.device("cpu")
+
+
+def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that a hook makes of parameters, such as a weight norm's: no copy takes them."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value
+
+
+def convert(module: nn.Module, dtype: torch.dtype) -> None:
+    """Real floating weights and buffers in another dtype; complex ones stay complex."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for tensor in held.values():
+                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = tensor.data.to(dtype)
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Each weight as the nearest number of the dtype, stored as before; infinities as 0."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(parameter.to(dtype).to(parameter.dtype).nan_to_num(0.0, 0.0, 0.0))
+
+
+def converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A batch's tensor as a copy, so that a model may write to it."""
+    copied = tensor.detach().clone()
+    if dtype is not None and copied.is_floating_point() and copied.layout == torch.strided:
+        copied = copied.to(dtype)
+    return copied.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copied
+
+
+def nonfinite(named: Any) -> list[str]:
+    """The names of the tensors that hold an infinity or NaN."""
+    floating = ((n, t.detach()) for n, t in named if t.is_floating_point() or t.is_complex())
+    return [name for name, t in floating if t.numel() and not bool(t.isfinite().all())]
+
+
+# --- Putting back ---------------------------------------------------------------------------
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """The same random numbers inside each time, and those of the caller untouched."""
+    theirs = random.getstate(), numpy.random.get_state()
+    on_gpu = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(on_gpu):
+            torch.manual_seed(0)
+            random.seed(0)
+            numpy.random.seed(0)
+            yield
+    finally:
+        random.setstate(theirs[0])
+        numpy.random.set_state(theirs[1])
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Compiled parts run as they were written, so that each operator is seen."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,59 @@
+"""The gradients of a run against those of the reference."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mpbook.diagnosis.stepping import Run
+
+
+def relative_errors(run: Run, reference: Run, without: set[str]) -> dict[str, float]:
+    """Of each parameter's gradient, ``|difference| / |reference|``, but for those without a say."""
+    pairs = (
+        (name, run.gradients[name], expected)
+        for name, expected in reference.gradients.items()
+        if name in run.gradients and name not in without
+    )
+    return {name: _relative_error(got, expected) for name, got, expected in pairs}
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+
+
+def _relative_error(got: Tensor, expected: Tensor) -> float:
+    got, expected = _real(got), _real(expected)
+    norm = float(expected.norm())
+    if not norm or not math.isfinite(norm):
+        return 0.0
+    error = float((got - expected).norm()) / norm
+    return error if math.isfinite(error) else math.inf
+
+
+def total_error(run: Run, reference: Run, without: set[str]) -> float:
+    """The relative error of all gradients as one vector."""
+    named = [n for n in reference.gradients if n in run.gradients and n not in without]
+    if not named:
+        return 0.0
+    pairs = [(_real(run.gradients[n]), _real(reference.gradients[n])) for n in named]
+    flat = [torch.cat([pair[i].flatten().cpu() for pair in pairs]) for i in range(2)]
+    return _relative_error(*flat)
+
+
+def losses_without_scale(
+    unscaled: Run, scaled: Run, reference: Run, without: set[str]
+) -> dict[str, float]:
+    """How much more of each gradient is wrong without a loss scale than with it."""
+    bare, helped = (relative_errors(run, reference, without) for run in (unscaled, scaled))
+    return {name: max(bare[name] - helped.get(name, 0.0), 0.0) for name in bare}
+
+
+def loss_error(run: Run, reference: Run) -> float:
+    """The first loss, against float32's."""
+    if not run.losses or not reference.losses or not math.isfinite(run.losses[0]):
+        return 0.0
+    expected = reference.losses[0]
+    return abs(run.losses[0] - expected) / max(abs(expected), 1e-12)

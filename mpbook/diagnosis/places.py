@@ -1,0 +1,126 @@
+"""Places in a model's code, and what was seen of the operator that stands there."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import mpbook
+from mpbook.watch.histograms import Histogram
+
+Phase = Literal["forward", "backward", "update"]
+MODEL, LOSS, OPTIMIZER = "(model)", "(loss)", "(optimizer)"
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator stands: module, and file and line of the code that called it."""
+
+    module: str
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f"{Path(self.file).name}:{self.line}" if self.file else ""
+        return f"{self.module} ({where})" if where else self.module
+
+
+@dataclass(frozen=True)
+class Key:
+    """One operator of a step: the same in each run, whatever its dtype."""
+
+    phase: Phase
+    place: Place
+    operator: str
+    nth: int
+
+
+@dataclass
+class Seen:
+    """What one operator put out, over all steps.
+
+    ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
+    though all operands were; ``signs`` has "+", "-" and "nan" of what was not.
+    """
+
+    key: Key
+    dtype: torch.dtype
+    order: int
+    shape: tuple[int, ...]
+    largest: float = 0.0
+    step: int = 0
+    began: bool = False
+    nonfinite: bool = False
+    signs: set[str] = field(default_factory=set)
+    cause: str = ""
+    histogram: Histogram | None = None
+    cancelled: bool = False
+    highest: float = -math.inf
+
+    @property
+    def operator(self) -> str:
+        """Its name, as ``torch.ops.aten`` has it."""
+        return self.key.operator
+
+    @property
+    def headroom(self) -> float:
+        """Binades between the largest magnitude and float16's largest number."""
+        return math.log2(65504.0 / self.largest) if self.largest else math.inf
+
+    def __str__(self) -> str:
+        backward = "the backward pass of " if self.key.phase == "backward" else ""
+        return f"{self.operator} in {backward}{self.key.place}"
+
+
+# --- Infinities that are meant ----------------------------------------------------------------
+
+_FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
+
+
+_MASKS = frozenset("_to_copy copy_ add add_ sub mul neg".split())
+_MASKED_BELOW = 1e6
+
+
+def is_like_a_mask(seen: Seen) -> bool:
+    """Whether it is infinite, or huge, as a mask is: by constants, or below zero by a cast."""
+    only_below = seen.signs == {"-"} or (not seen.signs and seen.highest < 65504)
+    huge = seen.nonfinite or seen.largest > _MASKED_BELOW
+    return is_a_fill(seen) or (seen.operator in _MASKS and only_below and huge)
+
+
+def is_a_fill(seen: Seen) -> bool:
+    """Whether an operator writes constants, so that an infinity in it is somebody's intention."""
+    return seen.operator in _FILLS
+
+
+# --- Lines -----------------------------------------------------------------------------------
+
+_TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(mpbook.__file__).parent)
+_MODELS = tuple(str(Path(_OURS, *part)) for part in (("models.py",), ("diagnosis", "zoo")))
+"""The package's own models and losses, whose lines are worth naming."""
+_RUNNER = str(Path(_OURS, "diagnosis", "stepping.py"))
+
+
+def is_theirs(file: str) -> bool:
+    """Whether a file is neither torch's nor this package's, but for its models."""
+    inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
+    return not inside and not file.endswith("/contextlib.py")
+
+
+def line_of_the_caller() -> tuple[str, int]:
+    """File and line of the innermost frame that is neither torch's nor this room's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == _RUNNER:  # what is further out is the call of `diagnose` itself
+            break
+        if is_theirs(file):
+            return file, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return "", 0

@@ -1,0 +1,172 @@
+"""One run: what it left, and how its steps are made."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mpbook.cost.measure import count_bytes, saved_for_backward, state_tensors
+from mpbook.diagnosis.autocast_of import without_autocast
+from mpbook.diagnosis.batches import Call
+from mpbook.diagnosis.copies import each, nonfinite
+from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.places import Place
+from mpbook.diagnosis.state import Ledger
+from mpbook.watch.optimizer_steps import with_wrapped
+
+
+@dataclass
+class Run:
+    """What one run of the steps left: what was seen, and whether it was finite."""
+
+    dtype: torch.dtype
+    loss_scale: float
+    recorder: Recorder
+    losses: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    nonfinite_weights: list[str] = field(default_factory=list)
+    nonfinite_buffers: list[str] = field(default_factory=list)
+    activation_bytes: int = 0
+    kept_bytes: int = 0
+    error: Exception | None = None
+    error_place: Place | None = None
+
+    @property
+    def finite_losses(self) -> bool:
+        """Whether each loss was."""
+        return all(abs(loss) < float("inf") for loss in self.losses)
+
+    @property
+    def sound(self) -> bool:
+        """Whether losses, gradients and weights were finite, and nothing was raised."""
+        broken = self.error or self.skipped or self.nonfinite_weights or self.nonfinite_buffers
+        return not broken and self.finite_losses
+
+
+class Stepper:
+    """Runs steps, and knows when the optimizer's part begins: unscales, checks, skips."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        run: Run,
+        device: torch.device,
+        writes: Ledger | None,
+        watching: AbstractContextManager[Any],
+    ) -> None:
+        self.model, self.optimizer, self.record, self.device = model, optimizer, run, device
+        self.writes, self.watching = writes, watching
+        self.number = 0
+        for one in each(optimizer):
+            one.step = partial(self._guarded, one, one.step)
+
+    def run(self, number: int, step: Any, batch: Any, autocast: Any) -> None:
+        """One step on one batch, its forward pass inside the context that ``autocast`` makes."""
+        recorder = self.record.recorder
+        self.number = number
+        recorder.begin(number)
+        if self.writes is not None:
+            recorder.watch_writes = self.writes.watch
+            self.writes.begin(self.model, self._inner())
+        self._step(step, batch, autocast, recorder)
+        if self.writes is not None:
+            self.writes.end()
+
+    def _inner(self) -> list[Any]:
+        return [inner for one in each(self.optimizer) for inner in with_wrapped(one)]
+
+    def _step(self, step: Any, batch: Any, autocast: Any, recorder: Recorder) -> None:
+        if not isinstance(step, Call):
+            with self.watching, _ScaledBackward(self.record, recorder), autocast():
+                step(self.model, self.optimizer, batch)
+            return
+        for one in each(self.optimizer):
+            one.zero_grad()
+        if self.optimizer is None:
+            self.model.zero_grad()
+        with self.watching, saved_for_backward(self.model) as count:
+            with autocast():
+                loss = step(self.model, batch)
+            self.record.activation_bytes = count()
+        with self.watching:
+            self.record.losses.append(float(loss.detach()))
+            (loss.float() * self.record.loss_scale).backward()
+            if self.optimizer is None:
+                self.record.skipped += not self._unscale(self.model.parameters())
+        if self.optimizer is None:
+            self._keep_gradients()
+        for one in each(self.optimizer):
+            with self.watching:
+                one.step()
+
+    def _guarded(self, optimizer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder = self.record.recorder
+        before, recorder.phase = recorder.phase, "update"
+        try:
+            with without_autocast(self.device):
+                parameters = [p for g in optimizer.param_groups for p in g["params"]]
+                finite = self._unscale(parameters)
+                self._keep_gradients()
+                if not finite:
+                    self.record.skipped += 1
+                    return None
+                if self.writes is not None:  # states that the first step has just made
+                    self.writes.know(self.model, self._inner())
+                return original(*args, **kwargs)
+        finally:
+            recorder.phase = before
+
+    def _unscale(self, parameters: Any) -> bool:
+        """Divide the gradients by the loss scale; whether all are finite."""
+        finite = True
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+            if self.record.loss_scale != 1.0 and not getattr(parameter.grad, "_unscaled", False):
+                values.mul_(1.0 / self.record.loss_scale)
+            finite = finite and bool(values.isfinite().all())
+        return finite
+
+    def _keep_gradients(self) -> None:
+        if self.number or self.record.gradients:
+            return
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                grad = parameter.grad.detach()
+                self.record.gradients[name] = (grad.to_dense() if grad.is_sparse else grad).clone()
+
+    def finish(self) -> None:
+        """What is left of the weights and buffers."""
+        record = self.record
+        states = [t for o in self._inner() for t in state_tensors(dict(getattr(o, "state", {})))]
+        held = [*self.model.parameters(), *self.model.buffers(), *record.gradients.values()]
+        plain = [t for t in (*held, *states) if t.layout == torch.strided]
+        record.kept_bytes = count_bytes(plain)
+        record.nonfinite_weights = nonfinite(self.model.named_parameters())
+        record.nonfinite_buffers = nonfinite(self.model.named_buffers())
+
+
+class _ScaledBackward(TorchFunctionMode):
+    """``loss.backward()`` of a loop of one's own, with the loss scaled."""
+
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        super().__init__()
+        self.record, self.recorder = run, recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function of torch."""
+        if func is torch.Tensor.backward and args[0].numel() == 1:
+            self.record.losses.append(float(args[0].detach()))
+            with without_autocast(args[0].device):
+                scaled = args[0].float() * self.record.loss_scale
+                return func(scaled, *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
