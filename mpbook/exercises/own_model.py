@@ -58,7 +58,7 @@ def _without_none(smallest: float, largest: float) -> tuple[int, int]:
 
 # --- overflows: a mean of products ----------------------------------------------------------------
 
-_MEANS = [(1.0, 10), (10.0, 1024), (300.0, 4), (255.0, 1), (255.0, 2), (200.0, 1)]
+_MEANS = [(1.0, 10), (300.0, 4), (10.0, 1024), (255.0, 1), (255.0, 2), (200.0, 1)]
 
 
 def _overflows(size: float, count: int) -> str:
