@@ -6,6 +6,7 @@ An expression of which nothing is known has no dtype here: a rule fires on evide
 from __future__ import annotations
 
 import ast
+import re
 
 from mpbook.lint.module import Module, keyword, number, position
 
@@ -26,6 +27,7 @@ _KEEP = {
     *("cuda", "cpu", "eval", "train", "clone", "detach", "contiguous", "requires_grad_", "compile"),
     *("view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze", "expand"),
     *("pow", "square", "abs", "exp", "log", "sqrt", "rsqrt", "mul", "add", "sub", "div", "neg"),
+    *("softmax", "tanh", "gelu", "silu"),
     *("sum", "mean", "cumsum", "norm", "var", "std", "amax", "max", "clamp", "relu", "sigmoid"),
 }
 _KEEPING_FUNCTIONS = {f"torch.{name}" for name in _KEEP}
@@ -33,6 +35,7 @@ _FACTORIES = {
     *("zeros", "ones", "empty", "full", "tensor", "rand", "randn", "arange", "linspace"),
     *("as_tensor", "zeros_like", "ones_like", "full_like"),
 }
+_SCALARS = re.compile(r"temperature|temp|tau|scale|eps|epsilon|alpha|beta|gamma|d_k|dim|head_dim")
 _MADE_OF = {"copy.deepcopy", "deepcopy", "torch.compile", "torch.nn.DataParallel"}
 
 
@@ -112,9 +115,9 @@ class Dtypes:
 
     def _of_pair(self, left: ast.expr, right: ast.expr, depth: int) -> str:
         one, other = self.of(left, depth=depth + 1), self.of(right, depth=depth + 1)
-        if number(left) is not None:
+        if _is_scalar(left):
             return other
-        if number(right) is not None:
+        if _is_scalar(right):
             return one
         return one if one == other else ""
 
@@ -152,6 +155,24 @@ class Dtypes:
         while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             node = node.func.value
         return self._module.name(node)
+
+
+def _is_scalar(node: ast.expr) -> bool:
+    """Whether this is a Python number by its looks: written out, a root, a size, a temperature."""
+    if number(node) is not None:
+        return True
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return bool(_SCALARS.fullmatch(name))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="math"))):
+            return True
+        case ast.Call(func=ast.Name(id="len" | "float" | "int")):
+            return True
+        case ast.Subscript(value=ast.Attribute(attr="shape")):
+            return True
+        case ast.BinOp(left=left, right=right):
+            return _is_scalar(left) and _is_scalar(right)
+    return False
 
 
 def is_factory(name: str) -> bool:

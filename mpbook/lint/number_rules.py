@@ -27,31 +27,38 @@ def _mask(code: Code) -> Iterator[ast.expr]:
     for call in code.module.calls():
         if code.module.attribute(call) in _FILLS:
             given = [*call.args, *(k.value for k in call.keywords)]
-            yield from (a for a in given if _is_mask(a))
+            yield from (a for a in given if _is_mask(code.module, a))
     for node in code.module.nodes:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            yield from (side for side in (node.left, node.right) if _is_mask(side))
-        elif isinstance(node, ast.Assign) and _is_mask(node.value):
+            sides = (node.left, node.right)
+            yield from (side for side in sides if _is_mask(code.module, side))
+        elif isinstance(node, ast.Assign) and _is_mask(code.module, node.value):
             target = node.targets[0]
             if isinstance(target, ast.Subscript) and code.dtypes.of(target.value) != "bfloat16":
                 yield node.value
 
 
-def _is_mask(node: ast.expr) -> bool:
-    """A *negative* number as people write them for masks: -1e9, -1e10, -1e30."""
+def _is_mask(module: Module, node: ast.expr) -> bool:
+    """A *negative* number as people write them for masks: -1e9, -1e10, or a name for one."""
     value = number(node)
+    if value is None and isinstance(node, ast.Name):
+        value = number(module.assigned(module.name(node), at=node))
     return value is not None and -float("inf") < value <= -_TOO_LARGE
 
 
-def _finfo_min(node: ast.AST) -> bool:
-    """Whether ``torch.finfo(...).min`` stands in an expression."""
-    return any(
-        isinstance(n, ast.Attribute)
-        and n.attr == "min"
-        and isinstance(n.value, ast.Call)
-        and ast.unparse(n.value.func).split(".")[-1] == "finfo"
-        for n in ast.walk(node)
-    )
+def _finfo_min(module: Module, node: ast.AST) -> bool:
+    """Whether ``torch.finfo(...).min``, or a name that was given it, stands in an expression."""
+    parts = list(ast.walk(node))
+    names = [n for n in parts if isinstance(n, ast.Name)]
+    given = [module.assigned(module.name(name), at=name) for name in names]
+    return any(_is_finfo_min(n) for n in (*parts, *given))
+
+
+def _is_finfo_min(node: ast.AST | None) -> bool:
+    match node:
+        case ast.Attribute(attr="min", value=ast.Call(func=function)):
+            return ast.unparse(function) in ("torch.finfo", "finfo")
+    return False
 
 
 def _added_minimum(code: Code) -> Iterator[ast.expr]:
@@ -72,10 +79,10 @@ def _is_low(module: Module, side: ast.expr, other: ast.expr) -> bool:
     given = module.assigned(name, at=side) if isinstance(side, ast.Name) else side
     match given:
         case ast.BinOp(op=ast.Mult()):
-            return _finfo_min(given) and not _selects(given, other)
-        case ast.Call(func=ast.Attribute(attr="masked_fill" | "masked_fill_" | "full" | "where")):
-            masks = "mask" in f"{name} {module.name(other)}"
-            return _finfo_min(given) and isinstance(side, ast.Name) and masks
+            return _finfo_min(module, given) and not _selects(given, other)
+        case ast.Call(func=ast.Attribute(value=filled, attr=method)) if method in _FILLS:
+            masks = "mask" in f"{name} {module.name(other)}" or _is_new(module, filled)
+            return isinstance(side, ast.Name) and masks and _finfo_min(module, given)
     return False
 
 

@@ -222,7 +222,8 @@ class Code:
             if self.dtypes.cast(call) == "float16" and isinstance(call.func, ast.Attribute):
                 owner = call.func.value
                 name = self.module.name(owner).split(".")[-1]
-                alone = isinstance(next(self.module.parents(call), None), ast.Expr)
+                part = self.module.name(owner).startswith("self.")  # of a model, not all of it
+                alone = not part and isinstance(next(self.module.parents(call), None), ast.Expr)
                 made = isinstance(owner, ast.Call) and self.module.name(owner.func)[:1].isupper()
                 if alone or made or name in ("model", "net", "network", "module"):
                     return True

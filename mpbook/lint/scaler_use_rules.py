@@ -20,12 +20,18 @@ def _new_each_time(code: Code) -> Iterator[ast.expr]:
     for call in code.new_scalers:
         scope, loop = code.module.scope(call), code.module.loop(call)
         used = [s for s in code.scaler_calls("scale") if code.module.scope(s) is scope]
-        if loop is not None and any(code.module.loop(s) is loop for s in used):
-            yield call
+        if loop is not None:
+            again = any(code.module.loop(s) is loop for s in used)
+            if again or (used and _is_of_epochs(loop)):
+                yield call
         elif loop is None and used and isinstance(scope, ast.FunctionDef):
             repeated = re.search(r"(_|^)(epoch|step|batch|iteration)$", scope.name)
             if repeated and _ONE_CALL.match(scope.name):
                 yield call
+
+
+def _is_of_epochs(loop: ast.AST) -> bool:
+    return isinstance(loop, ast.For) and "epoch" in ast.unparse(loop.target).lower()
 
 
 def _not_saved(code: Code) -> Iterator[ast.expr]:

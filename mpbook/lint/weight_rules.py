@@ -91,14 +91,26 @@ def _counter(code: Code) -> Iterator[ast.stmt]:
     """``total += ...`` in a loop, on a tensor that was made in 16 bits outside of it."""
     module = code.module
     for node in module.nodes:
-        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
-            name, loop = module.name(node.target), module.loop(node)
+        target = _added_to(module, node)
+        if target is not None and isinstance(node, ast.stmt):
+            name, loop = module.name(target), module.loop(node)
             given = module.assigned(name, at=node) if name else None
             if loop is None or not isinstance(given, ast.Call) or _outside(module, given, loop):
                 continue
             made = is_factory(module.name(given.func)) or code.dtypes.cast(given)
             if made and code.dtypes.of(given):
                 yield node
+
+
+def _added_to(module: Module, node: ast.AST) -> ast.expr | None:
+    """``total`` of ``total += x`` and of ``total = total + x``."""
+    match node:
+        case ast.AugAssign(target=target, op=ast.Add()):
+            return target
+        case ast.Assign(targets=[target], value=ast.BinOp(left=left, op=ast.Add())):
+            name = module.name(target)
+            return target if name and name == module.name(left) else None
+    return None
 
 
 def _outside(module: Module, node: ast.AST, loop: ast.AST) -> bool:

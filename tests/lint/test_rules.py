@@ -186,6 +186,38 @@ class Norm(nn.Module):
 model = Norm().half()
 """,
     ),
+    "a mask in a name": (
+        "mask-beyond-float16",
+        "import torch\nscaler = torch.amp.GradScaler('cuda')\nLOW = -1e9\n"
+        "scores = scores.masked_fill(mask, LOW)\n",
+    ),
+    "the minimum in a name": (
+        "minimum-plus-score",
+        "import torch\nlow = torch.finfo(scores.dtype).min\nscores = scores + (1 - mask) * low\n",
+    ),
+    "a bias that is filled": (
+        "minimum-plus-score",
+        "import torch\nb = torch.zeros_like(s).masked_fill(m, torch.finfo(s.dtype).min)\n"
+        "s = s + b\n",
+    ),
+    "an eps in a logarithm": (
+        "eps-vanishes",
+        "import torch\np = torch.softmax(logits.half(), -1)\nloss = -(p + 1e-10).log()\n",
+    ),
+    "a sum written out": (
+        "counter-in-16-bits",
+        "import torch\ntotal = torch.tensor(0.0, dtype=torch.bfloat16)\n"
+        "for x in loader:\n    total = total + f(x)\n",
+    ),
+    "a scaler each epoch": (
+        "scaler-made-again",
+        "import torch\nfor epoch in range(9):\n    scaler = torch.amp.GradScaler('cuda')\n"
+        "    for x in loader:\n        scaler.scale(model(x)).backward()\n",
+    ),
+    "a softmax with a temperature": (
+        "softmax-by-hand",
+        "import torch\ns = s.half()\ne = torch.exp(s / temperature)\np = e / e.sum(-1)\n",
+    ),
     "loaded in half for an optimizer": (
         "trained-as-loaded",
         "import torch\nmodel = AutoModel.from_pretrained(n, torch_dtype=torch.float16)\n"
@@ -275,6 +307,15 @@ optimizer.step()
     "scaler = GradScaler('cuda')\n",
     "LoRA on a 16-bit model": "import torch\nmodel = M.from_pretrained(n, dtype=torch.bfloat16)\n"
     "model = get_peft_model(model, config)\nTrainer(model=model)\n",
+    "a part of a model in half": """
+from torch import nn
+class Norm(nn.Module):
+    def forward(self, x):
+        return x.pow(2).mean(-1)
+class Net(nn.Module):
+    def freeze(self):
+        self.trunk.half()
+""",
     "a choice of two": "import torch\ns = y * keep + (1 - keep) * torch.finfo(y.dtype).min\n",
     "a sweep over scales": """
 import torch
