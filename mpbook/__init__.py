@@ -3,6 +3,7 @@
 The package that the book "Mixed precision, measured" runs on, made to be taken home.  Import the
 module of the concept you need:
 
+* `mpbook.diagnose`: what 16 bits will do to your own model, operator by operator, before it runs
 * `mpbook.formats`: what a number format is; decode, encode and round to any of them
 * `mpbook.precision`: the dtypes, loss scale and rounding of one way to train
 * `mpbook.device`: what this machine does natively, emulates or lacks, and how that was found
@@ -17,4 +18,24 @@ module of the concept you need:
 Importing the package imports nothing else.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpbook.diagnosis import diagnose as diagnose
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`diagnose`, imported when it is first asked for."""
+    if name == "diagnose":
+        from mpbook.diagnosis import diagnose
+
+        return diagnose
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "diagnose"])

@@ -1,8 +1,12 @@
-"""``python -m mpbook`` and a command: `doctor`, `lint`, `bench`, `record` and others."""
+"""``python -m mpbook``: ``diagnose``, ``lint``, ``doctor``, ``bench``, ``record``, and others.
+
+``claims``, ``versions`` and ``frameworks`` are the others; ``--help`` says what each is for.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mpbook", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    diagnose = commands.add_parser("diagnose", help="what 16 bits will do to your own model")
+    diagnose.add_argument("what", metavar="MODULE:FUNCTION", help=_WHAT)
+    diagnose.add_argument("--formats", nargs="+", default=["float16", "bfloat16"], metavar="FORMAT")
+    diagnose.add_argument("--steps", type=int, default=3, help="to run in each format (3)")
+    diagnose.add_argument("--json", action="store_true", help="print what JSON can hold")
     commands.add_parser("doctor", help="what this machine does in which precision")
     bench = commands.add_parser("bench", help="time mpbook against other libraries")
     bench.add_argument("what", choices=["formats"], help="rounding to number formats")
@@ -51,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_WHAT = (
+    "a function without arguments that returns a dict of what mpbook.diagnose takes: model, "
+    "batches, loss, optimizer"
+)
+
+
 def _seconds(text: str) -> float:
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     number = text[:-1] if unit else text
@@ -61,6 +76,14 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f'"{text}": expected a time such as 90, 90s, 8m or 1h')
     return seconds
+
+
+def _diagnose(chosen: argparse.Namespace) -> int:
+    from mpbook.diagnosis.command import called, diagnosed
+
+    found = diagnosed(called(chosen.what), formats=chosen.formats, steps=chosen.steps)
+    print(json.dumps(found.as_dict(), indent=1) if chosen.json else found)
+    return int(any(found.survives(format) == "no" for format in chosen.formats))
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
@@ -145,6 +168,7 @@ def _lint(chosen: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
+    "diagnose": _diagnose,
     "doctor": _doctor,
     "bench": _bench,
     "record": _record,

@@ -20,7 +20,7 @@ FLOORS = [
     {"loss_scaling", "master_weights", "autocast"},
     {"watch"},
     {"cost", "low_precision"},
-    {"training", "many_gpus"},
+    {"training", "many_gpus", "diagnosis"},
     {"evidence"},
     {"explorers", "exercises"},
     {"peers", "doctor"},

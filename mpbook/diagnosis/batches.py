@@ -82,6 +82,7 @@ class Call:
 
     def __init__(self, loss: Loss | None) -> None:
         self.loss, self.in_float32 = loss, False
+        self._called = False
         self._way: Callable[[nn.Module, Any], Tensor] | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -96,19 +97,21 @@ class Call:
         return _scalar(self._way(model, batch))
 
     def _find(self, model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
-        """The first way that gives a tensor, tried without gradients and random numbers' trace."""
-        first: Exception | None = None
+        """The first way that gives a tensor."""
+        raised: list[tuple[bool, Exception]] = []
         for way in self._ways(model, batch):
+            self._called = False
             try:
-                with torch.no_grad():
-                    result = way(model, batch)
+                result = way(model, batch)
                 if isinstance(result, Tensor):
                     return way
                 error: Exception = ValueError(_NO_LOSS.format(type(result).__name__))
             except (TypeError, AttributeError, KeyError, IndexError, ValueError, RuntimeError) as e:
                 error = e
-            first = first or error
-        raise first or ValueError("batches: no way to call the model on this batch")
+            raised.append((self._called, error))
+        # What went wrong after the model had been called says more than a way that does not fit it,
+        # and so does anything but a number of arguments.
+        raise min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
 
     def _ways(self, model: nn.Module, batch: Any) -> Iterable[Callable[[nn.Module, Any], Any]]:
         for arguments, losses in itertools.product(
@@ -118,6 +121,7 @@ class Call:
             def way(m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
                 positional, named = a(b)
                 output = m(*positional, **named)
+                self._called = True
                 if not self.in_float32:
                     return f(output, b)
                 with torch.autocast(tensors_in(b)[0].device.type, enabled=False):

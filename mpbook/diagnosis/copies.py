@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,11 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mpbook.diagnosis.batches import tensors_in
 from mpbook.diagnosis.places import MODEL, Place
-from mpbook.watch.optimizer_steps import is_optimizer
+from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
 
 
 def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
@@ -36,13 +38,13 @@ def own_name(place: Place) -> str:
     return "" if place.module == MODEL else place.module
 
 
-def checked_optimizer(optimizer: Any, model: nn.Module) -> Any:
+def checked_optimizer(optimizer: Any, model: nn.Module, *, own_step: bool = False) -> Any:
     """An optimizer, some of them, or none; a class or function is called on the parameters."""
     if optimizer is None:
         return None
     if isinstance(optimizer, Mapping | list | tuple):
         for one in each(optimizer):
-            checked_optimizer(one, model)
+            checked_optimizer(one, model, own_step=own_step)
         return optimizer
     if isinstance(optimizer, type) or not is_optimizer(optimizer):
         made = optimizer(model.parameters()) if callable(optimizer) else None
@@ -51,8 +53,42 @@ def checked_optimizer(optimizer: Any, model: nn.Module) -> Any:
                 f"optimizer: a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or a "
                 "function from parameters to one, such as functools.partial(AdamW, lr=1e-3)"
             )
-        return made
+        optimizer = made
+    if not own_step and _needs_a_closure(optimizer):
+        raise ValueError(
+            f"optimizer: {type(optimizer).__name__}.step() needs a closure; pass step=, a function "
+            "step(model, optimizer, batch) that gives it one"
+        )
     return optimizer
+
+
+def without_master_copies(optimizer: Any, model: nn.Module) -> Any:
+    """The inner optimizer of a wrapper that keeps float32 copies of a model's 16-bit weights.
+
+    A model that is float32 itself has no use for the copies.
+    """
+    if optimizer is None or isinstance(optimizer, Mapping | list | tuple):
+        return optimizer
+    inner = with_wrapped(optimizer)[-1]
+    held = [p for group in inner.param_groups for p in group["params"]]
+    own = [p for p in model.parameters() if p.requires_grad]
+    if {id(p) for p in held} <= {id(p) for p in own}:
+        return optimizer
+    if [p.shape for p in held] != [p.shape for p in own]:
+        return None
+    left = iter(own)
+    for group in inner.param_groups:
+        group["params"] = [next(left) for _ in group["params"]]
+    inner.state.clear()
+    return inner
+
+
+def _needs_a_closure(optimizer: Any) -> bool:
+    try:
+        parameters = inspect.signature(type(optimizer).step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "closure" and p.default is p.empty for p in parameters)
 
 
 def each(optimizer: Any) -> list[Any]:
@@ -67,6 +103,11 @@ def each(optimizer: Any) -> list[Any]:
 def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
     """The GPU that any tensor is on, else the CPU."""
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(batches[0])]
+    if any(isinstance(t, UninitializedParameter | UninitializedBuffer) for t in tensors):
+        raise ValueError(
+            "model: has lazy layers without weights yet; call the model on a batch first, and make "
+            "the optimizer after that"
+        )
     if any(t.is_meta for t in tensors):
         raise ValueError(
             "model: has tensors on the meta device, which have no values; materialise it first "
@@ -84,12 +125,15 @@ def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
-def convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Real floating weights and buffers in another dtype; complex ones stay complex."""
+def convert(module: nn.Module, dtype: torch.dtype, given: set[torch.dtype]) -> None:
+    """Real floating weights and buffers in another dtype; complex ones stay complex.
+
+    A buffer whose dtype no weight has was given it on purpose, and keeps it.
+    """
     for part in module.modules():
         for held in (part._parameters, part._buffers):
             for tensor in held.values():
-                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                if tensor is not None and tensor.dtype in given - {dtype}:
                     tensor.data = tensor.data.to(dtype)
 
 

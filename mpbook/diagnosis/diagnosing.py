@@ -165,7 +165,7 @@ def _judged(
         return verdicts.judge_without_scale(format, wide, reference, noise, sensitive), wide
     sensitive = _sensitivity(workload, reference, noise, torch.float16)
     unscaled = workload.run(torch.float16, steps=1)
-    run = _with_a_scale(workload, wide, steps)
+    run = workload.run_scaled(torch.float16, steps=steps, loss_scale=suggested_scale(wide))
     return verdicts.judge_float16(run, unscaled, wide, reference, noise, sensitive), run
 
 
@@ -173,13 +173,3 @@ def _sensitivity(workload: Workload, reference: Run, noise: set[str], dtype: tor
     """How far float32's gradients move when nothing but the weights is rounded."""
     rounded = workload.run(torch.float32, steps=1, rounded_to=dtype, watched=False)
     return total_error(rounded, reference, noise)
-
-
-def _with_a_scale(workload: Workload, wide: Run, steps: int) -> Run:
-    """float16 at a loss scale that fits; lower, where gradients overflow, as a scaler goes."""
-    scale = suggested_scale(wide)
-    run = workload.run(torch.float16, steps=steps, loss_scale=scale)
-    while run.skipped and run.finite_losses and run.error is None and scale > 2.0**-8:
-        scale = scale / 2**6
-        run = workload.run(torch.float16, steps=steps, loss_scale=scale)
-    return run

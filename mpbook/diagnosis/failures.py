@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from mpbook.diagnosis.places import SIXTEEN_BIT, Key, Place, Seen, is_like_a_mask
+from mpbook.diagnosis.places import OVERFLOWS, SIXTEEN_BIT, Key, Place, Seen, is_like_a_mask
 from mpbook.diagnosis.stepping import Run
 from mpbook.formats import as_format
 
@@ -29,7 +29,16 @@ def where_it_began(run: Run, reference: Run | None = None) -> Seen | None:
     """
     began = infinities(run, reference)
     suspects = [s for s in began if not is_like_a_mask(s)]
-    return next(iter(suspects or began), None)
+    if suspects or not began:
+        return next(iter(suspects), None)
+    nan = first_nan(run)
+    before = [s for s in began if nan is None or (s.step, s.order) <= (nan.step, nan.order)]
+    return (before or began)[-1]
+
+
+def first_nan(run: Run) -> Seen | None:
+    """The first result that is NaN though no operand is."""
+    return next((s for s in in_order(run) if s.began_nan), None)
 
 
 def _as_before(seen: Seen, known: dict[Key, Seen]) -> bool:
@@ -63,7 +72,8 @@ def in_16_bit(run: Run, *, phase: str) -> list[Seen]:
 def overflowing(wide: Run) -> list[Seen]:
     """Results of the forward pass that will be beyond float16's largest number, in order."""
     found = in_16_bit(wide, phase="forward")
-    return [s for s in found if s.largest >= 65520 and not is_like_a_mask(s)]
+    over = [s for s in found if s.largest >= OVERFLOWS and not is_like_a_mask(s)]
+    return sorted(over, key=lambda seen: (seen.overflows_at, seen.order))
 
 
 def tightest(wide: Run, count: int = 3) -> tuple[Seen, ...]:
@@ -96,6 +106,8 @@ def highest_scale(wide: Run) -> int:
 
 def suggested_scale(wide: Run) -> float:
     """A power of two to run float16 with: the middle of the window, or one below overflow."""
+    if not in_16_bit(wide, phase="backward"):
+        return 2.0**10  # it has not come to a backward pass
     window, high = scale_window(wide), highest_scale(wide)
     exponent = (max(window[0], 0) + window[1]) // 2 if window else high - 1
     return 2.0 ** max(min(exponent, 24, high - 1), -24)

@@ -48,7 +48,11 @@ def losses_without_scale(
 ) -> dict[str, float]:
     """How much more of each gradient is wrong without a loss scale than with it."""
     bare, helped = (relative_errors(run, reference, without) for run in (unscaled, scaled))
-    return {name: max(bare[name] - helped.get(name, 0.0), 0.0) for name in bare}
+    return {name: _more(bare[name], helped.get(name, 0.0)) for name in bare}
+
+
+def _more(bare: float, helped: float) -> float:
+    return max(bare - helped, 0.0) if math.isfinite(helped) else 0.0
 
 
 def loss_error(run: Run, reference: Run) -> float:

@@ -34,6 +34,7 @@ from mpbook.diagnosis.places import (
     LOSS,
     MODEL,
     OPTIMIZER,
+    OVERFLOWS,
     SIXTEEN_BIT,
     Key,
     Phase,
@@ -68,7 +69,7 @@ class Recorder(TorchDispatchMode):
         self.phase: Phase = "forward"
         self.step = 0
         self.last_module = MODEL
-        self._written_finite = True
+        self._writes, self._written_finite = False, True
         self.seen: dict[Key, Seen] = {}
         self.choices: list[Choice] = []
         self.unseen: Counter[str] = Counter()
@@ -88,6 +89,9 @@ class Recorder(TorchDispatchMode):
         """Note when each module begins and ends."""
         handles: list[Any] = []
         for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                self.unseen[f"TorchScript in {name or MODEL}: its modules and lines"] += 1
+                continue
             before = partial(self._before, name or MODEL)
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(self._after, always_call=True))
@@ -147,9 +151,8 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run one operator of torch."""
         kwargs = kwargs or {}
-        self._written_finite = not func._schema.is_mutable or _all_finite(
-            written(func, args, kwargs)
-        )
+        self._writes = func._schema.is_mutable
+        self._written_finite = not self._writes or _all_finite(written(func, args, kwargs))
         run = partial(_run, func, args, kwargs)
         result = self.watch_writes(func, args, kwargs, run) if self.watch_writes else run()
         space, _, name = func._schema.name.partition("::")
@@ -227,7 +230,10 @@ class Recorder(TorchDispatchMode):
             largest /= self.loss_scale
             self._count_gradient(seen, value, args)
         if largest > seen.largest:
-            seen.largest, seen.step = largest, self.step
+            if seen.largest < OVERFLOWS <= largest:
+                seen.overflows_at = self.step
+            seen.largest = largest
+            seen.step = seen.step if seen.nonfinite else self.step
 
     def _note_nonfinite(self, seen: Seen, value: Tensor, operands: Any) -> None:
         if not seen.nonfinite:
@@ -238,7 +244,11 @@ class Recorder(TorchDispatchMode):
             seen.signs.add("+")
         if (value == -math.inf).any():
             seen.signs.add("-")
-        others = [t for t in _floats(operands) if t.data_ptr() != value.data_ptr()]
+        others = _floats(operands)
+        if self._writes:  # its own result is among the operands of an operator in place
+            others = [t for t in others if t.data_ptr() != value.data_ptr()]
+        if not seen.began_nan and "nan" in seen.signs:
+            seen.began_nan = not any(bool(t.isnan().any()) for t in others)
         if not seen.began and self._written_finite and _all_finite(others):
             seen.began = True
             seen.cause = _cause(seen.operator, operands)
@@ -253,7 +263,7 @@ class Recorder(TorchDispatchMode):
 
 _NO_NUMBERS = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided resize_ detach clone alias "
-    "lift_fresh _local_scalar_dense set_".split()
+    "lift_fresh _unsafe_view _reshape_alias _local_scalar_dense set_".split()
 )
 _CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
 
@@ -263,7 +273,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError) as error:
-        if "not implemented for 'Half'" not in str(error) or _is_algebra(func):
+        lacks = ("not implemented for 'Half'", "not implemented for 'BFloat16'")
+        if not any(words in str(error) for words in lacks) or _is_algebra(func):
             raise
     narrow = next(t.dtype for t in tree_leaves((args, kwargs)) if _is_narrow(t))
     widened = tree_map(lambda t: t.float() if _is_narrow(t) else t, (args, kwargs))

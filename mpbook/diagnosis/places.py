@@ -15,6 +15,8 @@ from mpbook.watch.histograms import Histogram
 
 Phase = Literal["forward", "backward", "update"]
 MODEL, LOSS, OPTIMIZER = "(model)", "(loss)", "(optimizer)"
+OVERFLOWS = 65520.0
+"""The smallest magnitude that float16 rounds to infinity."""
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
@@ -46,7 +48,8 @@ class Seen:
     """What one operator put out, over all steps.
 
     ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
-    though all operands were; ``signs`` has "+", "-" and "nan" of what was not.
+    though all operands were, ``began_nan`` that it was NaN and no operand was; ``signs`` has "+",
+    "-" and "nan" of what was not; ``overflows_at`` is the step of the first overflow of float16.
     """
 
     key: Key
@@ -62,6 +65,8 @@ class Seen:
     histogram: Histogram | None = None
     cancelled: bool = False
     highest: float = -math.inf
+    overflows_at: int = 0
+    began_nan: bool = False
 
     @property
     def operator(self) -> str:
@@ -118,8 +123,8 @@ def line_of_the_caller() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file == _RUNNER:  # what is further out is the call of `diagnose` itself
-            break
+        if file == _RUNNER and frame.f_code.co_name == "_step":
+            break  # what is further out is the call of `diagnose` itself
         if is_theirs(file):
             return file, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]

@@ -64,7 +64,7 @@ def rescue(
     """
 
     def holds(places: list[Place]) -> tuple[bool, Run]:
-        run = workload.run(
+        run = workload.run_scaled(
             failed.dtype, steps=steps, loss_scale=failed.loss_scale, in_float32=places
         )
         return run.sound and total_error(run, reference, noise) <= WRONG, run

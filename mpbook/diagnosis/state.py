@@ -25,6 +25,8 @@ from mpbook.diagnosis.places import SIXTEEN_BIT
 
 _KAHAN_BITS = {torch.float16: 11, torch.bfloat16: 8}
 """By how many bits a compensation of the same dtype extends a weight."""
+_COPIES = ("aten::copy_", "aten::_foreach_copy_")
+"""What is copied comes from somewhere that holds it, such as a master copy of a weight."""
 STANDS_STILL = 0.5
 """Share of the changed elements from which on a state counts as standing still."""
 
@@ -85,6 +87,9 @@ class Ledger:
         for name, parameter in model.named_parameters():
             state = "weights" if parameter.requires_grad else "weights without a gradient"
             self._names[parameter.untyped_storage().data_ptr()] = state, name
+        for name, buffer in model.named_buffers():
+            if _is_kept(buffer):
+                self._names[buffer.untyped_storage().data_ptr()] = "buffers", name
         names = {id(p): n for n, p in model.named_parameters()}
         for parameter, kind, tensor in _states(optimizers):
             name = names.get(id(parameter), "a parameter")
@@ -92,7 +97,7 @@ class Ledger:
 
     def watch(self, func: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """Run an operator; if it writes to a state, count what became of the change."""
-        if not func._schema.is_mutable:
+        if not func._schema.is_mutable or func._schema.name in _COPIES:
             return run()
         targets = [t for t in written(func, args, kwargs) if self._is_known(t)]
         if not targets:

@@ -28,6 +28,7 @@ class Run:
     dtype: torch.dtype
     loss_scale: float
     recorder: Recorder
+    steps: int
     losses: list[float] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     skipped: int = 0

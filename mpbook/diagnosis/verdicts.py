@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mpbook.diagnosis.failures import (
+    first_nan,
     infinities,
     overflowing,
     scale_window,
@@ -135,7 +136,9 @@ def judge_without_scale(
 def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
     """A run that is NaN in float32 already: no format is to blame."""
     failure = where_it_began(reference)
-    return FormatVerdict(format, "fails in float32 too", _fails(failure), failure=failure)
+    return FormatVerdict(
+        format, "fails in float32 too", _fails(failure, reference), failure=failure
+    )
 
 
 def _evidence(
@@ -159,7 +162,7 @@ def _failed(found: FormatVerdict, run: Run, reference: Run) -> FormatVerdict:
     if run.error is not None:
         return replace(found, survives="no", reason=_raised(run))
     failure = where_it_began(run, reference)
-    return replace(found, survives="no", reason=_fails(failure), failure=failure)
+    return replace(found, survives="no", reason=_fails(failure, run), failure=failure)
 
 
 def _contradictions(forecast: Seen | None, run: Run, reference: Run) -> tuple[str, ...]:
@@ -175,13 +178,15 @@ def _raised(run: Run) -> str:
     return f"{run.error_place} raises {type(run.error).__name__}: {lines[0]}"
 
 
-def _fails(failure: Seen | None) -> str:
+def _fails(failure: Seen | None, run: Run) -> str:
     if failure is None:
         return "a loss, a gradient or a weight is not finite; no single operator began it"
     sort = "NaN" if failure.signs == {"nan"} else "infinite"
     cause = f": {failure.cause}" if failure.cause else ""
     largest = f", largest finite result {failure.largest:.3g}" if failure.largest else ""
-    return f"{failure} is {sort} at step {failure.step + 1}{cause}{largest}"
+    nan = first_nan(run)
+    behind = f"; NaN first in {nan}" if nan and nan is not failure else ""
+    return f"{failure} is {sort} at step {failure.step + 1}{cause}{largest}{behind}"
 
 
 def _is_wrong(error: float, suspect: Seen | None = None) -> str:
@@ -190,9 +195,11 @@ def _is_wrong(error: float, suspect: Seen | None = None) -> str:
 
 
 def _is_finite(run: Run) -> str:
-    return f"losses, gradients and weights are finite in {max(len(run.losses), 1)} steps"
+    return f"losses, gradients and weights are finite in {run.steps} steps"
 
 
 def _underflow(lost: dict[str, float]) -> str:
     worst = max(lost, key=lambda name: lost[name])
+    if not math.isfinite(lost[worst]):
+        return "without a loss scale, one below 1, gradients overflow"
     return f"without a loss scale {lost[worst]:.0%} of the gradient of {worst} is wrong"

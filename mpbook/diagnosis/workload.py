@@ -32,6 +32,7 @@ from mpbook.diagnosis.copies import (
     round_weights,
     same_random_numbers,
     unwrapped,
+    without_master_copies,
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.operators_seen import Recorder
@@ -72,8 +73,8 @@ class Workload:
             raise TypeError(f"model: a {type(model).__name__}; expected a torch.nn.Module")
         self.model, self.compiled = unwrapped(model)
         self.batches, self.loss, self.step, self.target = batches, loss, step, target
-        self.optimizer = checked_optimizer(optimizer, self.model)
         self.device = device_of(self.model, batches)
+        self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
 
@@ -121,7 +122,7 @@ class Workload:
         call.in_float32 = any(p.module == LOSS and not p.file for p in in_float32)
         lines = [(p.file, p.line) for p in in_float32 if p.file]
         recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale)
-        run = Run(dtype, loss_scale, recorder)
+        run = Run(dtype, loss_scale, recorder, steps)
         watching = recorder if watched else nullcontext()
         stepper = Stepper(model, optimizer, run, self.device, writes, watching)
         autocast = torch.float32 if dtype == torch.float64 else dtype
@@ -144,6 +145,14 @@ class Workload:
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
+        return run
+
+    def run_scaled(self, dtype: torch.dtype, *, loss_scale: float, **options: Any) -> Run:
+        """A run at a loss scale; at a lower one, where gradients overflow, as a scaler goes."""
+        run = self.run(dtype, loss_scale=loss_scale, **options)
+        while run.skipped and run.finite_losses and run.error is None and loss_scale > 2.0**-8:
+            loss_scale /= 2**6
+            run = self.run(dtype, loss_scale=loss_scale, **options)
         return run
 
     def is_repeatable(self, reference: Run) -> bool:
@@ -186,9 +195,11 @@ class Workload:
             for inner in with_wrapped(one):
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
         if weights is not None:
+            if self.narrow:
+                optimizer = without_master_copies(optimizer, model)
             for module in (model, loss):
                 if module is not None:
-                    convert(module, weights)
+                    convert(module, weights, self.given | {torch.float32, torch.float64})
         call = Call(loss or self.loss)
         call._way = self.call._way if loss is None else None
         return model, optimizer, call

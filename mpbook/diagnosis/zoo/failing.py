@@ -69,9 +69,9 @@ class Positions(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Positions from 30000 on, which 16 bits tell apart by 16 or by 128."""
+        """Positions from 60000 on, which 16 bits tell apart by 32 or by 256."""
         y = self.table(x)
-        positions = 30000 + torch.arange(x.shape[1])
+        positions = 60000 + torch.arange(x.shape[1])
         phases = positions.to(self.dtype or y.dtype)
         waves = torch.sin(phases[:, None].float() * torch.linspace(0.1, 1, 16))
         return self.head((y * waves).mean(1))

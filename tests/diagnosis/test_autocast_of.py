@@ -1,0 +1,84 @@
+"""CUDA's autocast on CPU tensors, against what this torch's dispatcher says of CUDA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mpbook.autocast.operators import OPERATORS
+from mpbook.autocast.policy import _input, _run, measure_policy
+from mpbook.diagnosis.autocast_of import autocast_of, rules
+
+CPU = torch.device("cpu")
+FAMILIES = ("products", "convolutions", "elementwise", "reductions", "softmax and norms", "losses")
+
+
+def test_dtypes_are_those_that_cuda_has() -> None:
+    asked = [op for op in OPERATORS if op.family in FAMILIES]
+    policy = measure_policy("cuda", torch.float16, tensors="fake", operators=asked)
+    compared = 0
+    for operator in asked:
+        for inputs, dtype in (("float32", torch.float32), ("float16", torch.float16)):
+            expected = policy.of(operator.name).on(inputs)
+            tensors = [_input(s, dtype, CPU, fake=False) for s in operator.shapes]
+            with torch.no_grad(), autocast_of("cuda", torch.float16, CPU):
+                got = _run(operator.call, tensors)
+            if expected.output and "not implemented for 'Half'" not in got.error:
+                assert got.output == expected.output, (operator.name, inputs, got.error)
+                compared += 1
+    assert compared > 120
+
+
+def test_the_refusal_of_binary_cross_entropy_is_cudas() -> None:
+    half = torch.rand(4)
+    with (
+        autocast_of("cuda", torch.float16, CPU),
+        pytest.raises(RuntimeError, match="unsafe to autocast"),
+    ):
+        nn.functional.binary_cross_entropy(half, half)
+
+
+def test_the_cpus_own_autocast_is_back_afterwards() -> None:
+    x = torch.ones(4)
+
+    def dtypes() -> list[torch.dtype]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return [f(x).dtype for f in (torch.exp, lambda t: t[None] @ t[:, None], torch.sum)]
+
+    before = dtypes()
+
+    def interrupted() -> None:
+        with autocast_of("cuda", torch.float16, CPU):
+            assert torch.exp(x.half()).dtype == torch.float32
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert dtypes() == before
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_weight_is_cast_once_and_collects_its_gradients_in_the_copy() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    with autocast_of("cuda", torch.float16, CPU):
+        first, second = layer(torch.ones(1, 2)), layer(torch.ones(1, 2))
+    weight = [out.grad_fn.next_functions for out in (first, second)]  # type: ignore[union-attr]
+    nodes = [{f for f, _ in functions if f is not None} for functions in weight]
+    casts = [{g for f in found for g, _ in f.next_functions if g is not None} for found in nodes]
+    assert casts[0] & casts[1] or nodes[0] & nodes[1]
+
+
+def test_a_recurrent_layer_runs_in_16_bits_as_cudnns() -> None:
+    x = torch.randn(2, 3, 4)
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        with autocast_of("cuda", torch.float16, CPU):
+            assert kind(4, 4)(x)[0].dtype == torch.float16
+
+
+def test_the_lists_are_this_torchs() -> None:
+    found = rules()
+    assert found["aten::linear"] == "lower precision"
+    assert found["aten::exp"] == "float32"
+    assert found["aten::addcmul"] == "widest input"
+    assert found["aten::cross_entropy_loss"] is None  # a CPU's autocast alone has it

@@ -1,0 +1,117 @@
+"""What a recorder notes of each operator: its place, its size, and where infinity begins."""
+
+from __future__ import annotations
+
+import linecache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.places import LOSS, Seen
+
+
+class Scores(nn.Module):
+    """Attention's scores, larger before their scale than after it."""
+
+    def forward(self, q: Tensor) -> Tensor:
+        scores = q @ q.mT  # the scores
+        return scores / 16  # after their scale
+
+
+def seen(model: nn.Module, x: Tensor, *, backward: bool = False, **options: Any) -> list[Seen]:
+    recorder = Recorder(model, **options)
+    recorder.begin(0)
+    with recorder.hooks(), recorder:
+        result = model(x)
+        if backward:
+            result.square().sum().backward()
+    return list(recorder.seen.values())
+
+
+def line_of(one: Seen) -> str:
+    return linecache.getline(one.key.place.file, one.key.place.line)
+
+
+def test_an_operator_inside_a_module_has_its_module_and_its_line() -> None:
+    found = seen(nn.Sequential(nn.Identity(), Scores()), torch.full((1, 4, 4), 8.0))
+    product = next(s for s in found if s.operator == "bmm")
+    assert product.key.place.module == "1"
+    assert "# the scores" in line_of(product)
+    assert product.largest == 256.0
+    assert next(s for s in found if s.operator == "div").largest == 16.0
+
+
+def test_backward_is_attributed_to_the_line_that_made_it() -> None:
+    x = torch.full((1, 4, 4), 8.0, requires_grad=True)
+    found = seen(nn.Sequential(nn.Identity(), Scores()), x, backward=True)
+    products = [s for s in found if s.operator == "bmm" and s.key.phase == "backward"]
+    assert len(products) == 2
+    for product in products:
+        assert product.key.place.module == "1"
+        assert "# the scores" in line_of(product)
+
+
+def test_what_runs_outside_of_every_module_is_the_loss() -> None:
+    found = seen(nn.Linear(2, 2), torch.ones(1, 2), backward=True)
+    assert next(s for s in found if s.operator == "sum").key.place.module == LOSS
+
+
+@pytest.mark.parametrize(
+    ("function", "operator", "cause"),
+    [
+        (lambda x: (x * 1e30) * 1e30, "mul", ""),
+        (lambda x: x / (x - x), "div", "its divisor is 0"),
+        (lambda x: (x - x).log(), "log", "its operand is 0"),
+        (lambda x: (x * 1e6).half(), "_to_copy", "the cast overflows"),
+    ],
+)
+def test_the_first_infinity_is_where_operands_were_finite(
+    function: Any, operator: str, cause: str
+) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x) + 1  # the sum hands it on
+
+    began = [s for s in seen(Model(), torch.ones(4)) if s.began]
+    assert [s.operator for s in began] == [operator]
+    assert began[0].cause == cause
+    assert all(s.nonfinite for s in seen(Model(), torch.ones(4)) if s.operator == "add")
+
+
+def test_an_operator_in_place_begins_it_only_if_what_it_wrote_to_was_finite() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = (x * 1e30).mul_(1e30)
+            return y.relu_()
+
+    assert [s.operator for s in seen(Model(), torch.ones(4)) if s.began] == ["mul_"]
+
+
+def test_a_sum_that_vanishes_but_for_rounding_is_marked() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh()).bfloat16()
+    model[1].float()
+    torch.manual_seed(0)
+    x = torch.randn(256, 8, dtype=torch.bfloat16)
+    sums = [s for s in seen(model, x, backward=True, histograms=True)
+            if s.key.phase == "backward" and s.operator == "sum" and s.histogram]  # fmt: skip
+    assert [s.cancelled for s in sums if s.key.place.module == "0"] == [True]
+
+
+def test_whole_numbers_that_16_bits_cannot_tell_apart_are_noted() -> None:
+    class Model(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.count = count
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(self.count).bfloat16().float().sum()
+
+    for count, noted in ((257, 0), (400, 1)):  # bfloat16 has every whole number up to 256
+        recorder = Recorder(Model(count))
+        recorder.begin(0)
+        with recorder:
+            recorder.model(torch.ones(1))
+        assert len(recorder.rounded) == noted

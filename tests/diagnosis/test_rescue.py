@@ -1,0 +1,95 @@
+"""The fewest parts to keep in float32: found, tried, and printed so that they can be pasted."""
+
+from __future__ import annotations
+
+import linecache
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mpbook.diagnosis.autocast_of import autocast_of
+from mpbook.diagnosis.diagnosing import diagnose
+from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
+from mpbook.diagnosis.places import line_of_the_caller
+from mpbook.diagnosis.zoo import FAILING
+
+CPU = torch.device("cpu")
+X, Y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+class Square(nn.Module):
+    """Squares that overflow, between two layers that do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x * x  # overflows
+        return squares.sqrt() / 1000
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), Square(), nn.Linear(8, 3))
+
+
+def test_one_line_of_a_module_is_enough() -> None:
+    found = diagnose(model(), (2000 * X, Y), loss=F.cross_entropy)
+    rescue = found.formats["float16"].rescue
+    assert rescue is not None and rescue.holds
+    (place,) = rescue.places
+    assert "# overflows" in linecache.getline(place.file, place.line)
+    assert "squares = x * x" in rescue.code and "enabled=False" in rescue.code
+    assert any(rescue.code == one.lines for one in found.advice)
+
+
+def test_a_module_that_torch_calls_is_kept_as_a_whole_and_its_code_runs() -> None:
+    batch = (1e5 * X, Y)
+    plain = nn.Sequential(nn.Linear(8, 3), nn.LayerNorm(3), nn.Linear(3, 3))
+    rescue = diagnose(plain, batch, loss=F.cross_entropy).formats["float16"].rescue
+    assert rescue is not None and rescue.holds and [p.module for p in rescue.places] == ["0"]
+    exec(rescue.code, {"torch": torch, "model": plain, "device_type": "cpu"})
+    with autocast_of("cuda", torch.float16, CPU):
+        assert plain(batch[0]).isfinite().all()
+
+
+def test_no_part_is_kept_that_is_not_needed() -> None:
+    for case in (case for case in FAILING if case.name in ("a norm by x * x",
+                 "eps of 1e-8 under a row of zeros", "binary_cross_entropy")):  # fmt: skip
+        built, batches = case.built()
+        found = diagnose(built, batches, loss=case.loss, formats=["float16"], steps=1)
+        rescue = found.formats["float16"].rescue
+        assert rescue is not None and rescue.holds and len(rescue.places) == 1, case.name
+
+
+def test_what_nothing_rescues_says_so() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            if y.dtype == torch.float16:
+                raise RuntimeError("no float16")
+            return y
+
+    found = diagnose(Narrow(), (X, Y), loss=F.cross_entropy)
+    rescue = found.formats["float16"].rescue
+    assert rescue is not None and (rescue.holds or not rescue.places)
+    assert any(one.what.startswith("or train in bfloat16") for one in found.advice)
+
+
+def test_a_module_in_float32_takes_and_gives_float32() -> None:
+    layers = model()
+    keep_in_float32(layers, ["2"])
+    with autocast_of("cuda", torch.float16, CPU):
+        assert layers(X).dtype == torch.float32
+    with pytest.raises(ValueError, match='"9" is no module'):
+        keep_in_float32(layers, ["9"])
+
+
+def test_a_line_in_float32_is_that_line_alone() -> None:
+    half, here = torch.ones(2).half(), line_of_the_caller()
+    with Float32Lines([(here[0], here[1] + 2)]):
+        assert (half * 300 * 300).dtype == torch.float32
+        assert (half * 300).dtype == torch.float16
