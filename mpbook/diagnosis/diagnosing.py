@@ -19,7 +19,7 @@ from mpbook.diagnosis.gradients import total_error
 from mpbook.diagnosis.noise_floor import noise
 from mpbook.diagnosis.report import Diagnosis, FormatReport
 from mpbook.diagnosis.rescue import rescue as _rescue
-from mpbook.diagnosis.state import Ledger, Write
+from mpbook.diagnosis.state import StateLedger, Write
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.unseen import unseen
 from mpbook.diagnosis.verdicts import FormatVerdict
@@ -97,7 +97,7 @@ def _diagnosed(
     workload: Workload, formats: tuple[str, ...], steps: int, roof: Roof, *, rescued: bool
 ) -> Diagnosis:
     workload.find_call()
-    ledger = Ledger()
+    ledger = StateLedger()
     reference = workload.run(torch.float32, steps=steps, writes=ledger)
     if reference.error is not None:
         raise reference.error
@@ -123,7 +123,7 @@ def _writes_as_given(workload: Workload, steps: int) -> tuple[Write, ...]:
     """Of a model whose weights are in 16 bits: the writes that really changed nothing."""
     if not workload.narrow or workload.optimizer is None:
         return ()
-    ledger = Ledger()
+    ledger = StateLedger()
     workload.run(torch.float32, steps=steps, weights=None, writes=ledger)
     return tuple(w for w in ledger.by_state() if w.really_swallowed)
 

@@ -62,7 +62,7 @@ class Write:
         return lost / self.magnitude if self.magnitude else 0.0
 
 
-class Ledger:
+class StateLedger:
     """Counts swallowed writes to the states of a model and of its optimizer."""
 
     def __init__(self) -> None:

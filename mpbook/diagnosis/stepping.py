@@ -17,7 +17,7 @@ from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import each, nonfinite
 from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import Place
-from mpbook.diagnosis.state import Ledger
+from mpbook.diagnosis.state import StateLedger
 from mpbook.watch.optimizer_steps import with_wrapped
 
 
@@ -60,7 +60,7 @@ class Stepper:
         optimizer: Any,
         run: Run,
         device: torch.device,
-        writes: Ledger | None,
+        writes: StateLedger | None,
         watching: AbstractContextManager[Any],
     ) -> None:
         self.model, self.optimizer, self.record, self.device = model, optimizer, run, device

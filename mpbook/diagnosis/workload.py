@@ -37,7 +37,7 @@ from mpbook.diagnosis.copies import (
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import LOSS, SIXTEEN_BIT, Place
-from mpbook.diagnosis.state import Ledger
+from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
 from mpbook.watch.optimizer_steps import with_wrapped
 
@@ -99,7 +99,7 @@ class Workload:
         weights: torch.dtype | None = torch.float32,
         in_float32: Collection[Place] = (),
         rounded_to: torch.dtype | None = None,
-        writes: Ledger | None = None,
+        writes: StateLedger | None = None,
         watched: bool = True,
     ) -> Run:
         """The first steps in one dtype, on a fresh copy.

@@ -13,4 +13,3 @@ from mpbook.diagnosis.zoo.truth import Outcome, outcome
 ZOO: tuple[Case, ...] = (*HEALTHY, *FAILING, *NEAR_MISSES)
 
 __all__ = ["FAILING", "HEALTHY", "NEAR_MISSES", "ZOO", "Case", "Outcome", "outcome"]
-"""Everything that a score needs."""
