@@ -1,6 +1,6 @@
-"""``python -m mpbook``: ``diagnose``, ``doctor``, ``bench``, ``record``, ``claims``, and others.
+"""``python -m mpbook``: ``diagnose``, ``lint``, ``doctor``, ``bench``, ``record``, and others.
 
-``versions`` and ``frameworks`` are the others; ``--help`` says what each is for.
+``claims``, ``versions`` and ``frameworks`` are the others; ``--help`` says what each is for.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     versions.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
     frameworks = commands.add_parser("frameworks", help="what your Trainer and Lightning do")
     frameworks.add_argument("--out", type=Path, metavar="DIR", help="keep it as a record there")
+    lint = commands.add_parser("lint", help="patterns in your source that the book saw fail")
+    lint.add_argument("paths", nargs="*", type=Path, metavar="FILE", help=".py, .ipynb or a folder")
+    lint.add_argument("--list", action="store_true", help="the rules, each with its section")
     return parser
 
 
@@ -151,6 +154,19 @@ def _frameworks(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _lint(chosen: argparse.Namespace) -> int:
+    from mpbook import lint
+
+    if chosen.list:
+        print(lint.table())
+        return 0
+    if not chosen.paths:
+        raise ValueError("lint: no FILE given; name files or folders, or --list")
+    findings = lint.lint_files(chosen.paths)
+    print(*findings, sep="\n", end="\n" if findings else "")
+    return int(bool(findings))
+
+
 _COMMANDS = {
     "diagnose": _diagnose,
     "doctor": _doctor,
@@ -159,6 +175,7 @@ _COMMANDS = {
     "claims": _claims,
     "versions": _versions,
     "frameworks": _frameworks,
+    "lint": _lint,
 }
 
 

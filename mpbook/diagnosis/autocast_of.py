@@ -32,7 +32,7 @@ Rule = Literal["lower precision", "float32", "widest input", "refuses", "recurre
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 # Source: aten/src/ATen/autocast_mode.h, AT_FORALL_LOWER_PRECISION_FP and AT_FORALL_PROMOTE, the
-# same from torch 2.11 to 2.15.  What has a kernel for AutocastCUDA and is in neither is float32.
+# same in every supported torch.  What has a kernel for AutocastCUDA and is in neither is float32.
 _LOWER = frozenset(
     "_convolution addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc "
     "conv_transpose1d conv_transpose2d conv_transpose3d convolution cudnn_convolution "

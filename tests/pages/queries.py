@@ -135,6 +135,20 @@ QUERIES: dict[str, set[str]] = {
     },
     "autocast cpu extremely slow": {"sp-cpu"},
     "fp8 not faster than bf16": {"sp-fp8"},
+    # A model of one's own.
+    "does my custom model work in fp16": {"own-recipe"},
+    "which layer overflows in fp16": {"own-recipe", "own-rescue", "nan-module"},
+    "keep one layer in fp32 with autocast": {"own-rescue", "autocast-island"},
+    "cuFFT only supports dimensions whose sizes are powers of two when computing in half "
+    "precision, but got a signal size of[192]": {"own-fft"},
+    "MoE router topk bf16 different experts": {"own-router"},
+    "SDXL VAE black image fp16": {"own-black-images"},
+    "bf16=True but model.parameters() dtype is float32": {"own-which-dtype", "fw-two-by-two"},
+    "detect_anomaly nan with GradScaler": {"own-anomaly", "ls-derivative"},
+    "fp16 training diverges after 10k steps activations grow": {"own-later", "ls-nan"},
+    "flash_attention_2 loss explodes sdpa works": {"own-flash"},
+    "DebugUnderflowOverflow": {"own-tools"},
+    "lint training script mixed precision": {"own-lint"},
     # Typing errors.
     "GradScalr infinty chekcs recorded": {
         "ls-no-checks",
