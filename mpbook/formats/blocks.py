@@ -279,7 +279,7 @@ def _keys(
         return None
     if (keys is None) == (generator is None):
         raise ValueError(
-            'rounding="stochastic" needs generator=torch.Generator(), seeded by you, or keys, not both'
+            'rounding="stochastic" needs generator=torch.Generator(), seeded by you, or keys; one'
         )
     return keys if generator is None else draw_keys(generator)
 
@@ -340,7 +340,7 @@ def _check(x: Tensor, block_format: BlockFormat, scale_mode: ScaleMode | None) -
     check_tensor(x)
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected dimensions, none of them empty")
-    _check_scale_mode(block_format, scale_mode)
+    check_scale_mode(block_format, scale_mode)
     block = block_format.block
     if isinstance(block, tuple) and block[0] > 1 and x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: {block} blocks need two dimensions")
@@ -353,7 +353,8 @@ def _check(x: Tensor, block_format: BlockFormat, scale_mode: ScaleMode | None) -
         )
 
 
-def _check_scale_mode(block_format: BlockFormat, scale_mode: ScaleMode | None) -> None:
+def check_scale_mode(block_format: BlockFormat, scale_mode: ScaleMode | None) -> None:
+    """Refuse a ``scale_mode`` that is missing, unknown, or has no meaning for the format."""
     modes, name = get_args(ScaleMode), block_format.name
     if not block_format.has_power_of_two_scale and scale_mode is not None:
         raise ValueError(

@@ -163,7 +163,7 @@ def in_place_rounder(
     keys: Tensor | None,
     like: Tensor,
 ) -> Callable[..., None]:
-    """`round_to` in place, for the contiguous pieces of a tensor, one by one, none larger than this.
+    """`round_to` in place, for the contiguous pieces of a tensor; none is larger than this one.
 
     They share one scratch, where `round_to` takes fresh memory for each: pieces of half a million
     elements round twice as fast so.  The function takes a piece and the number of its first element

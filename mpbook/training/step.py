@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from mpbook.device import compiled
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
-from mpbook.low_precision.linear import convert
-from mpbook.low_precision.scaling import advance
+from mpbook.low_precision import advance, convert
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.precision import Precision, autocast
 from mpbook.training.settings import Loss, Settings
