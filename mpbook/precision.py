@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -181,6 +181,14 @@ class Precision:
             ("loss scale", "none" if self.loss_scale is None else f"{self.loss_scale}"),
             ("weight update", plain if self.cure is None else self.cure.stores),
         ]
+
+    def described(self) -> dict[str, str]:
+        """Everything that it says, as short words by name; the recipe's own words among them."""
+        own = {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name != "recipe"}
+        if self.recipe is None:
+            return own
+        words = {f"recipe: {name}": value for name, value in self.recipe.described().items()}
+        return own | {"recipe": self.recipe.name} | words
 
     def table(self) -> Table:
         """This precision as a table of what is stored and computed how."""

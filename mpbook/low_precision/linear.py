@@ -173,8 +173,8 @@ class QuantizedLinear(nn.Linear):
         if saved is not None and saved != self.recipe.name:
             errors.append(
                 f'layer "{self.layer_name}": trained by the recipe "{saved}", loaded into one of '
-                f'"{self.recipe.name}"; convert the model with "{saved}", or, to change the recipe, '
-                "load into the model before convert"
+                f'"{self.recipe.name}"; convert the model with "{saved}", or load before convert, '
+                "to change the recipe"
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
         if f"{prefix}amax_history" in missing:

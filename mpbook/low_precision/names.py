@@ -1,8 +1,7 @@
 """Who calls what how, and which GPU has it: the names of the recipes in other libraries.
 
-Sources, read in November 2026: TransformerEngine, "Datatype and hardware support matrix" and "Common
-API"; torchao, "Quantized Training"; Megatron Core, "Low-Precision Training Guide"; torchtitan,
-``docs`` of its float8, MXFP8 and NVFP4 components.
+Sources, read in November 2026: TransformerEngine, "Datatype and hardware support matrix" and
+"Common API"; torchao, "Quantized Training"; Megatron Core, "Low-Precision Training Guide".
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ NAMES: dict[str, Names] = {
 
 
 def names_table() -> Table:
-    """The recipes, what torchao, TransformerEngine and Megatron call them, and which GPU has them."""
+    """The recipes, what torchao, TransformerEngine and Megatron call them, and where they run."""
     none = "none"
     rows = [
         (name, *(getattr(NAMES[name], library) or none for library in _LIBRARIES), NAMES[name].gpus)

@@ -33,7 +33,7 @@ def elements_at(x: Tensor, element: FloatFormat, scale: Tensor) -> Tensor:
 
     >>> from mpbook.formats import FORMATS
     >>> elements_at(torch.tensor([1.0, 7.3]), FORMATS["float8_e4m3fn"], torch.tensor(100.0))
-    tensor([104., 448.])
+    tensor([ 96., 448.])
     """
     return round_to(x.float() * scale, element, overflow="saturate")
 
@@ -41,8 +41,9 @@ def elements_at(x: Tensor, element: FloatFormat, scale: Tensor) -> Tensor:
 @torch.no_grad()
 def note_amax(history: Tensor, tensor: TensorName, value: Tensor) -> None:
     """Note the largest magnitude of a tensor in this step's row of a history."""
-    row = history[0, COLUMNS[tensor]]
-    row.copy_(torch.maximum(row, value.abs().amax()))
+    if value.numel():  # an expert of a mixture may get no tokens
+        row = history[0, COLUMNS[tensor]]
+        row.copy_(torch.maximum(row, value.abs().amax()))
 
 
 @torch.no_grad()
