@@ -34,7 +34,7 @@ def accumulated(left: Tensor, right: Tensor, accumulation: Accumulation) -> Tens
     >>> [accumulated(ones, ones, Accumulation(14, promote_every=p)).item() for p in (None, 128)]
     [16384.0, 40000.0]
     """
-    rows = max(1, _AT_ONCE // (len(right) * accumulation.step))
+    rows = max(1, _AT_ONCE // max(1, len(right) * accumulation.step))
     parts = [_of_rows(part, right, accumulation) for part in left.split(rows)]
     return torch.cat(parts) if parts else left.new_zeros(0, len(right))
 

@@ -57,8 +57,9 @@ def convert(model: nn.Module, recipe: str | Recipe, *, filter: Filter | None = N
     for name, linear in chosen:  # all checks before the first change
         _check(name, linear, recipe)
     for name, linear in chosen:
-        linear.__class__ = QuantizedLinear  # hooks and shared layers stay; a new module loses them
-        linear.adopt(recipe, name)  # type: ignore[operator]
+        if not isinstance(linear, QuantizedLinear):
+            linear.__class__ = QuantizedLinear  # a new module would lose hooks and shared places
+            linear.adopt(recipe, name)  # type: ignore[operator]
     return model
 
 

@@ -161,7 +161,7 @@ def test_without_a_scale_small_gradients_are_zero():
     [
         (lambda: Delayed(history=0), "history=0: expected 1 step or more"),
         (lambda: Delayed(margin=-1), "margin=-1: expected whole binades"),
-        (lambda: Delayed(amax="mean"), "amax='mean': expected \"max\" or \"most_recent\""),
+        (lambda: Delayed(amax="mean"), 'amax=\'mean\': expected "max" or "most_recent"'),
         (lambda: Fixed(0.0), "scale=0.0: expected a positive number"),
         (lambda: Fixed(math.nan), "scale=nan: expected a positive number"),
         (lambda: Fixed(math.inf), "scale=inf: expected a positive number"),
