@@ -1,6 +1,6 @@
 """What the products of a recipe must be, written again in numpy and ml_dtypes.
 
-Nothing of `mpbook` is used: scales are found with frexp and float64, elements with ml_dtypes' casts.
+Nothing of `mpbook` is used: scales come from frexp and float64, elements from ml_dtypes' casts.
 """
 
 from __future__ import annotations

@@ -42,13 +42,10 @@ def exact(left: list[float], right: list[float], accumulation: Accumulation) -> 
 
 ELEMENTS = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
 ELEMENTS = ELEMENTS[ELEMENTS.isfinite()].tolist()
+PAIRS = st.tuples(st.sampled_from(ELEMENTS), st.sampled_from(ELEMENTS))
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(ELEMENTS), st.sampled_from(ELEMENTS)), min_size=1, max_size=96),
-    st.integers(2, 24),
-    st.sampled_from([None, 8, 32]),
-)  # fmt: skip
+@given(st.lists(PAIRS, min_size=1, max_size=96), st.integers(2, 24), st.sampled_from([None, 8, 32]))
 def test_sums_are_those_of_exact_arithmetic(pairs, bits, promote_every):
     accumulation = Accumulation(bits, promote_every=promote_every, step=8)
     left, right = (list(values) for values in zip(*pairs, strict=True))

@@ -95,9 +95,8 @@ class Adapter(nn.Linear):
 def test_subclasses_are_left_alone_with_the_reason():
     attention = nn.MultiheadAttention(32, 2, batch_first=True)
     weight_norm = parametrizations.weight_norm(nn.Linear(32, 32))
-    model = nn.ModuleDict({
-        "attention": attention, "adapter": Adapter(), "norm": weight_norm, "plain": nn.Linear(32, 32),
-    })  # fmt: skip
+    parts = {"attention": attention, "adapter": Adapter(), "norm": weight_norm}
+    model = nn.ModuleDict(parts | {"plain": nn.Linear(32, 32)})
     convert(model, replace(ALL, stays_high=("adapter.*",)))
     assert quantized(model) == ["plain"]
     said = {row[0]: row[2] for row in linear_layers(model).rows}
@@ -141,7 +140,7 @@ def test_the_same_recipe_twice_keeps_the_history():
     [
         ((48, 64), "mxfp8", 'layer "0": in_features=48 is no multiple of 32, .* pad it to 64'),
         ((64, 100), "mxfp8", 'layer "0": out_features=100 is no multiple of 32, .* pad it to 128'),
-        ((64, 128), "float8_blockwise", "in_features=64 is no multiple of 128, .*stays_high"),
+        ((64, 128), "float8_blockwise", r"in_features=64 is no multiple of 128, .*stays_high"),
         ((24, 32), "nvfp4", "in_features=24 is no multiple of 16"),
     ],
 )

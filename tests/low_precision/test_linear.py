@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import product_references as references
+import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -1,4 +1,4 @@
-"""`mpbook.low_precision.scaling`: scales from earlier steps, as TransformerEngine publishes them."""
+"""Scales from earlier steps, as TransformerEngine publishes them, and scales that are fixed."""
 
 import doctest
 import math

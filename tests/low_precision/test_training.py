@@ -135,9 +135,11 @@ def test_unscaled_gradients_vanish_in_every_quantised_layer_and_the_loss_falls()
     for _ in range(4):
         loss, _, _ = training_step(trainer, tokens[:, :-1], tokens[:, 1:])
         losses.append(loss.item())
-        layers = [m for m in trainer.model.modules() if isinstance(m, QuantizedLinear)]
-        assert len(layers) == 8
-        assert all((m.weight.grad == 0).double().mean() > 0.95 for m in layers)
+        modules = trainer.model.named_modules()
+        layers = {n: m for n, m in modules if isinstance(m, QuantizedLinear)}
+        zeros = {n: (m.weight.grad == 0).double().mean() for n, m in layers.items()}
+        assert len(zeros) == 8 and min(zeros.values()) > 0.5
+        assert min(z for n, z in zeros.items() if "query" in n or "expand" in n) > 0.99
     assert losses[-1] < losses[0]  # by the embedding, which is the last layer too, and the biases
 
 
@@ -159,7 +161,7 @@ def test_an_ambiguous_name_is_refused_with_those_that_it_may_mean(name, meant):
 
 
 def test_the_name_of_a_recipe_is_no_precision_and_says_which_is():
-    with pytest.raises(ValueError, match="expected one of .*mxfp8-mixed"):
+    with pytest.raises(ValueError, match=r"expected one of .*mxfp8-mixed"):
         as_precision("mxfp8")
     with pytest.raises(ValueError, match="recipe='mxfp7': expected one of"):
         Precision("mine", recipe="mxfp7")
