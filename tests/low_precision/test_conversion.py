@@ -160,7 +160,7 @@ def test_nothing_is_changed_where_one_layer_is_refused():
 
 def test_a_weight_that_is_no_real_floating_point_tensor_is_refused():
     model = nn.Sequential(nn.Linear(32, 32, dtype=torch.complex64), nn.Linear(32, 32))
-    with pytest.raises(TypeError, match='layer "0": its weight has dtype torch.complex64'):
+    with pytest.raises(TypeError, match=r'layer "0": its weight has dtype torch\.complex64'):
         convert(model, "mxfp8")
 
 

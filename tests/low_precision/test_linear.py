@@ -266,7 +266,7 @@ def test_nan_and_infinity_become_nan_in_all_that_shares_a_scale(name, value):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_an_input_that_is_no_real_floating_point_tensor_is_refused(dtype):
-    model = nn.ModuleDict({"inner": layer("mxfp8", torch.ones(32, 32))})
+    model = nn.ModuleDict({"inner": nn.Linear(32, 32)})
     convert(model, "mxfp8", filter=lambda module, name: True)
     with pytest.raises(TypeError, match=f'layer "inner": input has dtype {dtype}, expected a real'):
         model["inner"](torch.ones(32, 32).to(dtype))
