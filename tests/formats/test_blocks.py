@@ -721,7 +721,7 @@ def test_a_generator_draws_the_keys_of_a_call_and_they_may_be_given_instead(monk
     other = draw_keys(torch.Generator().manual_seed(6))
     assert not same(fake_quantise(x, "mxfp4", keys=other, **options), drawn)
     for wrong in ({}, dict(keys=keys, generator=torch.Generator())):
-        with pytest.raises(ValueError, match="generator=torch.Generator"):
+        with pytest.raises(ValueError, match=r"generator=torch\.Generator"):
             fake_quantise(x, "mxfp4", **options, **wrong)
 
 
@@ -738,14 +738,10 @@ def test_no_two_pieces_of_a_tensor_have_the_same_draws(monkeypatch):
 @needs_compiler
 def test_compiled_quantisation_gives_the_same_bits():
     def function(x, keys):
-        y = fake_quantise(x, "mxfp4", scale_mode="rceil", rounding="stochastic", keys=keys)
-        return y, fake_quantise(x.T, "nvfp4")
+        return fake_quantise(x, "mxfp4", scale_mode="rceil", rounding="stochastic", keys=keys)
 
     x, keys = random(32, 64), draw_keys(torch.Generator().manual_seed(0))
-    expected, found = function(x, keys), compiled(function, fullgraph=True)(x, keys)
-    assert same(found[0], expected[0])
-    # A division by a scale that is no power of two may be a product with its reciprocal.
-    assert (found[1] != expected[1]).double().mean() < 0.01
+    assert same(compiled(function, fullgraph=True)(x, keys), function(x, keys))
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "fp8_per_row"])
