@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
+import product_references as references
 import pytest
 import torch
 from hypothesis import given
@@ -95,6 +96,23 @@ def test_each_tensor_has_its_own_column_and_its_own_scale():
         assert math.isclose(
             net.inner.scale[column].item(), largest[tensor] / amax[tensor], rel_tol=1e-5
         )
+
+
+def test_every_product_takes_the_scales_of_its_own_two_tensors():
+    x, w, dy = references.layer_data(tokens=64, inputs=64, outputs=64)
+    w, dy = w * 1e-3, dy * 1e-6  # so that the scale of one would make nothing of another
+    net = Net(replace(DELAYED, scaling=Delayed(1)))
+    net.inner.weight.data = w.clone()
+    step(net, x, dy)
+    advance(net)
+    net.zero_grad()
+    inputs = x.clone().requires_grad_()
+    y = net(inputs)
+    y.backward(dy)
+    found = {"y": y.detach(), "dx": inputs.grad, "dw": net.inner.weight.grad}
+    for part, (expected, size) in references.products("float8_tensorwise", x, w, dy).items():
+        gap = np.abs(found[part].double().numpy() - expected).max()
+        assert gap < 1e-3 * size.max(), part  # a reciprocal scale moves an element now and then
 
 
 def test_a_step_uses_the_scale_of_the_steps_before_and_notes_its_own_amax():
