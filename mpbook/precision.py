@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 
+from mpbook.low_precision.recipes import RECIPES, Recipe, as_recipe
 from mpbook.notebook import Table
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
@@ -80,6 +81,9 @@ class Precision:
             others update in float32, as `mpbook.master_weights` says: ``"master_weights"``,
             ``"stochastic_rounding"`` or ``"kahan_summation"``.  Parameters that are float32
             themselves need none of them: they are the master copy.
+        recipe: by which the linear layers quantise the operands of their products to 8 or 4 bits,
+            a `mpbook.low_precision.Recipe` or the name of one; None for no quantisation.  All
+            that is not quantised computes in ``compute_dtype``.
 
     Raises:
         ValueError: a combination that cannot train, with the one that can.
@@ -91,8 +95,11 @@ class Precision:
     float32_matmul: Literal["ieee", "tf32"] = "ieee"
     loss_scale: float | Literal["dynamic"] | None = None
     weight_update: WeightUpdate = "plain"
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            object.__setattr__(self, "recipe", as_recipe(self.recipe))
         for field in ("parameter_dtype", "compute_dtype"):
             if getattr(self, field) not in (torch.float32, *_SIXTEEN_BIT):
                 raise ValueError(
@@ -163,15 +170,25 @@ class Precision:
         plain = f"in {_short(self.parameter_dtype)}"
         in_tf32 = self.float32_matmul == "tf32" and self.compute_dtype == torch.float32
         products = "tf32" if in_tf32 else _short(self.compute_dtype)
+        quantised = [] if self.recipe is None else [("linear layers", self.recipe.name)]
         return [
             ("parameters", _short(self.parameter_dtype)),
             ("compute", f"{products}, by autocast" if self.is_mixed else products),
+            *quantised,
             ("gradients", _short(self.gradient_dtype)),
             ("optimizer state", _short(self.optimizer_state_dtype)),
             ("float32 master copy", master),
             ("loss scale", "none" if self.loss_scale is None else f"{self.loss_scale}"),
             ("weight update", plain if self.cure is None else self.cure.stores),
         ]
+
+    def described(self) -> dict[str, str]:
+        """Everything that it says, as short words by name; the recipe's own words among them."""
+        own = {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name != "recipe"}
+        if self.recipe is None:
+            return own
+        words = {f"recipe: {name}": value for name, value in self.recipe.described().items()}
+        return own | {"recipe": self.recipe.name} | words
 
     def table(self) -> Table:
         """This precision as a table of what is stored and computed how."""
@@ -238,15 +255,34 @@ def _precisions() -> dict[str, Precision]:
 
 
 PRECISIONS: dict[str, Precision] = _precisions()
-"""The six precisions that have a name of their own."""
+"""The six precisions of 16 and 32 bits that have a name of their own."""
+
+QUANTISED: dict[str, Precision] = {
+    f"{name}-mixed": Precision(f"{name}-mixed", compute_dtype=torch.bfloat16, recipe=recipe)
+    for name, recipe in RECIPES.items()
+}
+"""For each recipe of `mpbook.low_precision`, the precision that computes all else in bfloat16."""
+
+
+def _several(*prefixes: str) -> str:
+    """The precisions of 8 or of 4 bits, as an error lists them."""
+    *some, last = (f'"{name}"' for name in QUANTISED if name.startswith(prefixes))
+    return f"{', '.join(some)} or {last}"
+
 
 _AMBIGUOUS = {
     "32": '"32-true" (float32 throughout) or "tf32" (float32 stored, products in TF32)',
     "16": '"16-mixed" (fp32 weights, fp16 compute, loss scaling) or "16-true" (everything in fp16)',
     "bf16": '"bf16-mixed" (fp32 weights, bf16 compute) or "bf16-true" (everything in bf16)',
 }
+_AMBIGUOUS |= {
+    "fp8": _several("float8", "mxfp8"),
+    "fp4": _several("mxfp4", "nvfp4"),
+}
 _ALIASES = {"fp16": "16", "float16": "16", "half": "16", "bfloat16": "bf16"}
 _ALIASES |= {"fp32": "32", "float32": "32", "float": "32"}
+_ALIASES |= {"fp8-mixed": "fp8", "float8-mixed": "fp8", "float8": "fp8", "8-mixed": "fp8"}
+_ALIASES |= {"fp4-mixed": "fp4", "float4-mixed": "fp4", "float4": "fp4", "4-mixed": "fp4"}
 
 
 def as_precision(precision: str | Precision) -> Precision:
@@ -266,9 +302,10 @@ def as_precision(precision: str | Precision) -> Precision:
     short = _ALIASES.get(precision, precision)
     if short in _AMBIGUOUS:
         raise ValueError(f'precision="{precision}": ambiguous, use {_AMBIGUOUS[short]}')
-    if precision not in PRECISIONS:
-        raise ValueError(f'precision="{precision}": expected one of {", ".join(PRECISIONS)}')
-    return PRECISIONS[precision]
+    named = PRECISIONS | QUANTISED
+    if precision not in named:
+        raise ValueError(f'precision="{precision}": expected one of {", ".join(named)}')
+    return named[precision]
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
@@ -282,7 +319,8 @@ def side_by_side(*precisions: str | Precision) -> Table:
     """A table with a column for each precision; for all that have a name if none is given."""
     chosen = [as_precision(p) for p in precisions or PRECISIONS]
     columns = [dict(p._rows()) for p in chosen]
+    rows = max(columns, key=len)  # a precision without a recipe has none to name
     return Table(
         ["", *(p.name for p in chosen)],
-        [[row, *(column[row] for column in columns)] for row in columns[0]],
+        [[row, *(column.get(row, "not quantised") for column in columns)] for row in rows],
     )

@@ -15,11 +15,13 @@ from visits import ROOT
 
 FLOORS = [
     {"notebook", "optimizers", "device_facts", "tf32", "lint"},
-    {"plots", "device", "precision", "models", "data"},
+    {"plots", "device", "models", "data"},
     {"formats"},
+    {"low_precision"},
+    {"precision"},
     {"loss_scaling", "master_weights", "autocast"},
     {"watch"},
-    {"cost", "low_precision"},
+    {"cost"},
     {"training", "many_gpus", "diagnosis"},
     {"evidence"},
     {"explorers", "exercises"},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mpbook.precision
+from mpbook.low_precision import RECIPES
 from mpbook.precision import PRECISIONS, Precision, as_precision, checked_loss_scale, side_by_side
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -166,11 +167,12 @@ def test_each_meaning_of_an_ambiguous_name_is_explained() -> None:
         assert explained in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["fp8", "", "16-MIXED", "16_mixed", "64-true"])
+@pytest.mark.parametrize("name", ["fp6", "", "16-MIXED", "16_mixed", "64-true"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match=f'precision="{name}": expected one of 32-true') as refused:
         as_precision(name)
-    assert str(refused.value).endswith(": expected one of " + ", ".join(MEANINGS))
+    known = [*MEANINGS, *(f"{recipe}-mixed" for recipe in RECIPES)]
+    assert str(refused.value).endswith(": expected one of " + ", ".join(known))
 
 
 @pytest.mark.parametrize("thing", [16, None, torch.float16, ["16-mixed"]])

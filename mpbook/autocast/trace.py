@@ -199,6 +199,11 @@ def trace_dtypes(
         Exception: whatever the model raises.
     """
     precision = as_precision(precision)
+    if precision.recipe is not None:
+        raise ValueError(
+            f'precision="{precision.name}": a trace says what autocast casts, and its recipe '
+            'quantises after that; trace "bf16-mixed", of the model as it is or converted'
+        )
     original = getattr(model, "_orig_mod", model)  # a compiled model wraps the one it came from
     device = pick(_device(original, batch))
     _warn_of_narrow_weights(original, precision)

@@ -90,7 +90,16 @@ def saved_tensors(
         checkpointing: whether each block keeps only its input and computes the rest again.
         device: LayerNorm's two statistics are float32 on CUDA, and of the dtype of its input on a
             CPU.  (CUDA's attention also saves the state of its generator, a few bytes.)
+
+    Raises:
+        ValueError: a precision that quantises.
     """
+    if precision.recipe is not None:
+        raise ValueError(
+            f'precision="{precision.name}": what quantised layers save depends on the library that '
+            "computes them, eight bits or the 16 that they came in; plan for 16, by "
+            'precision="bf16-mixed", and measure'
+        )
     tokens, compute = (batch_size, sequence_length), precision.compute_dtype
     residual = precision.parameter_dtype
     statistics = torch.float32 if device == "cuda" else residual

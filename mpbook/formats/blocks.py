@@ -45,7 +45,8 @@ from torch import Tensor
 from mpbook.formats.block_description import BlockFormat, as_block_format
 from mpbook.formats.checks import check_out, check_tensor
 from mpbook.formats.codes import encode_tensor
-from mpbook.formats.description import FloatFormat, Rounding
+from mpbook.formats.counter_hash import draw_keys
+from mpbook.formats.description import FloatFormat, Rounding, check_rounding
 from mpbook.formats.rounding import in_place_rounder, round_to
 
 ScaleMode = Literal["floor", "round-to-nearest-even", "rceil", "ceil"]
@@ -113,6 +114,7 @@ def quantise(
     scale_mode: ScaleMode | None = None,
     rounding: Rounding = "nearest-even",
     generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
 ) -> Blocks:
     """Split a tensor into elements and the scales that blocks of them share.
 
@@ -125,7 +127,10 @@ def quantise(
         block_format: a name in `BLOCK_FORMATS`, or a `BlockFormat`.
         scale_mode: how a power-of-two scale is chosen, see above; needed there, and only there.
         rounding: of the elements, as in `mpbook.formats.round_to`; scales round to nearest.
-        generator: draws the bits of stochastic rounding, on the device of ``x``.
+        generator: draws the keys of stochastic rounding, once a call, on the device of ``x``.
+        keys: or the keys themselves (`mpbook.formats.counter_hash`), two int32 numbers from which,
+            with an element's index, its random bits follow.  A generator cannot enter code that
+            you compile, and keys can.
 
     Raises:
         TypeError: ``x`` is not a real floating-point tensor.
@@ -138,7 +143,8 @@ def quantise(
     >>> blocks.scales, blocks.values[0, :2], blocks.dequantise()[0, :2]
     (tensor([[16.]]), tensor([ 0., -4.]), tensor([  0., -64.]))
     """
-    return _quantise(x, None, block_format, scale_mode, rounding, generator, dequantise=False)
+    keys = _keys(x, rounding, generator, keys)
+    return _quantise(x, None, block_format, scale_mode, rounding, keys, dequantise=False)
 
 
 @torch.no_grad()
@@ -149,6 +155,7 @@ def fake_quantise(
     scale_mode: ScaleMode | None = None,
     rounding: Rounding = "nearest-even",
     generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """The numbers that a tensor becomes in a block format: `quantise` and dequantise in one pass.
@@ -160,8 +167,8 @@ def fake_quantise(
     >>> fake_quantise(torch.tensor([1.0, 300.0, -1e4, 0.0]), "fp8_per_tensor")
     tensor([ 9.5912e-01,  2.9018e+02, -1.0000e+04,  0.0000e+00])
     """
-    done = _quantise(x, out, block_format, scale_mode, rounding, generator, dequantise=True)
-    return done.values
+    keys = _keys(x, rounding, generator, keys)
+    return _quantise(x, out, block_format, scale_mode, rounding, keys, dequantise=True).values
 
 
 def _quantise(
@@ -170,7 +177,7 @@ def _quantise(
     block_format: str | BlockFormat,
     scale_mode: ScaleMode | None,
     rounding: Rounding,
-    generator: torch.Generator | None,
+    keys: Tensor | None,
     *,
     dequantise: bool,
 ) -> Blocks:
@@ -189,12 +196,12 @@ def _quantise(
     tiles, targets = _as_tiles(x, block_format), _as_tiles(values, block_format)
     grid_of_tiles = scales.view(tiles.shape[0], 1, tiles.shape[2], 1)
     pieces = list(_pieces(tiles))
-    round_elements = _element_rounder(block_format, rounding, generator, tiles[pieces[0]])
+    round_elements = _element_rounder(block_format, rounding, keys, tiles[pieces[0]])
     for part in pieces:
         own = _scales(_largest(tiles[part]), block_format, scale_mode, tensor_scale)
         grid_of_tiles[part] = own
         combined = own if tensor_scale is None else own * tensor_scale
-        round_elements(tiles[part], combined, targets[part])
+        round_elements(tiles[part], combined, targets[part], part.start * tiles[0].numel())
         if dequantise:
             targets[part].mul_(combined)
     return blocks if out is None else replace(blocks, values=out.copy_(values))
@@ -224,10 +231,11 @@ def _as_tiles(x: Tensor, block_format: BlockFormat) -> Tensor:
 def _pieces(tiles: Tensor) -> Iterator[slice]:
     """All tiles at once, but on a CPU one piece after another, to go through every step in cache.
 
-    Elsewhere launching the steps costs more than the memory they touch.
+    Elsewhere launching the steps costs more than the memory they touch; and compiled code has one
+    loop for all of them.
     """
-    on_cpu = tiles.device.type == "cpu"
-    length = max(1, _CACHE_ELEMENTS // tiles[0].numel()) if on_cpu else len(tiles)
+    in_pieces = tiles.device.type == "cpu" and not torch.compiler.is_compiling()
+    length = max(1, _CACHE_ELEMENTS // tiles[0].numel()) if in_pieces else len(tiles)
     return (slice(start, start + length) for start in range(0, len(tiles), length))
 
 
@@ -239,30 +247,41 @@ def _largest(tiles: Tensor) -> Tensor:
 
 
 def _element_rounder(
-    block_format: BlockFormat, rounding: Rounding, generator: torch.Generator | None, piece: Tensor
-) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """A function from a piece of the tiles, its scales and where to write the elements."""
+    block_format: BlockFormat, rounding: Rounding, keys: Tensor | None, piece: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, int], None]:
+    """A function from a piece, its scales, where to write, and the number of its first element."""
     in_float32 = rounding in ("nearest-even", "stochastic")  # or as wide as the tensor
     like = piece if in_float32 else piece.double()
     round_ = in_place_rounder(
-        block_format.element,
-        rounding=rounding,
-        overflow="saturate",
-        generator=generator,
-        like=like,
+        block_format.element, rounding=rounding, overflow="saturate", keys=keys, like=like
     )
 
-    def round_elements(x: Tensor, scales: Tensor, out: Tensor) -> None:
+    def round_elements(x: Tensor, scales: Tensor, out: Tensor, first: int) -> None:
         if block_format.scale.name == "float8_e4m3fn":
             scales = torch.where(scales == 0, math.inf, scales)  # 0 can store only zeros
         if in_float32:
-            round_(torch.div(x, scales, out=out))
+            round_(torch.div(x, scales, out=out), first)
         else:  # in float64 the quotient falls on the right side of every element
             quotient = x.double() / scales
-            round_(quotient)
+            round_(quotient, first)
             out.copy_(quotient)
 
     return round_elements
+
+
+def _keys(
+    x: Tensor, rounding: Rounding, generator: torch.Generator | None, keys: Tensor | None
+) -> Tensor | None:
+    """The keys of stochastic rounding, None for any other; or an error."""
+    check_tensor(x, generator)
+    if rounding != "stochastic":
+        check_rounding(rounding)
+        return None
+    if (keys is None) == (generator is None):
+        raise ValueError(
+            'rounding="stochastic" needs generator=torch.Generator(), seeded by you, or keys; one'
+        )
+    return keys if generator is None else draw_keys(generator)
 
 
 # --- Scales -----------------------------------------------------------------------------------
@@ -321,7 +340,7 @@ def _check(x: Tensor, block_format: BlockFormat, scale_mode: ScaleMode | None) -
     check_tensor(x)
     if x.dim() == 0 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected dimensions, none of them empty")
-    _check_scale_mode(block_format, scale_mode)
+    check_scale_mode(block_format, scale_mode)
     block = block_format.block
     if isinstance(block, tuple) and block[0] > 1 and x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: {block} blocks need two dimensions")
@@ -334,7 +353,8 @@ def _check(x: Tensor, block_format: BlockFormat, scale_mode: ScaleMode | None) -
         )
 
 
-def _check_scale_mode(block_format: BlockFormat, scale_mode: ScaleMode | None) -> None:
+def check_scale_mode(block_format: BlockFormat, scale_mode: ScaleMode | None) -> None:
+    """Refuse a ``scale_mode`` that is missing, unknown, or has no meaning for the format."""
     modes, name = get_args(ScaleMode), block_format.name
     if not block_format.has_power_of_two_scale and scale_mode is not None:
         raise ValueError(

@@ -375,12 +375,17 @@ def _overflow_code(sign: int, overflow: Overflow, format: FloatFormat) -> int:
     return sign | (format.max_code + (overflow == "inf"))
 
 
+def check_rounding(rounding: str) -> None:
+    """Refuse a rounding that does not exist."""
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"rounding={rounding!r}: expected one of {get_args(Rounding)}")
+
+
 def check_options(
     format: FloatFormat, rounding: str, overflow: str, generator: torch.Generator | None
 ) -> None:
     """Refuse what `encode` and `round_to` have no meaning for."""
-    if rounding not in get_args(Rounding):
-        raise ValueError(f"rounding={rounding!r}: expected one of {get_args(Rounding)}")
+    check_rounding(rounding)
     if overflow not in get_args(Overflow):
         raise ValueError(f"overflow={overflow!r}: expected one of {get_args(Overflow)}")
     if overflow == "inf" and not format.has_inf:

@@ -59,14 +59,19 @@ def round_in_blocks(
     plan: Plan,
     keys: Tensor | None,
     scratch: dict[str, Tensor] | None = None,
+    *,
+    first: int = 0,
 ) -> None:
-    """Round a flat tensor so that all the steps meet a block in the cache."""
+    """Round a flat tensor so that all the steps meet a block in the cache.
+
+    Its elements are numbered from ``first`` on: their random bits follow from that number.
+    """
     block = block_size(plan, x.device)
     scratch = scratch_for(min(block, x.numel()), plan, x.device) if scratch is None else scratch
     for i, (part, result) in enumerate(zip(x.split(block), out.split(block), strict=True)):
         if part.numel() < block:
             scratch = {name: memory[: part.numel()] for name, memory in scratch.items()}
-        _round_block(part, result, plan, scratch, keys, first=i * block)
+        _round_block(part, result, plan, scratch, keys, first=first + i * block)
 
 
 def round_whole(x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
         "parameters": parameter_count(model),
         "data": data.name,
         "item": "token" if data.items_per_example > 1 else "example",
-        "precision": {k: str(v) for k, v in asdict(trainer.precision).items()},
+        "precision": trainer.precision.described(),
         "settings": trainer.settings.as_dict(),
         "optimizer": resume.optimizer_options(trainer.optimizer),
         "compile": trainer.compiled,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mpbook.device import compiled
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
+from mpbook.low_precision import advance, convert
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.precision import Precision, autocast
 from mpbook.training.settings import Loss, Settings
@@ -95,6 +96,7 @@ def training_step(
 
     updated = scaler.step(optimizer)  # in float32, if the weights are
     scaler.update()
+    advance(trainer.model)  # the delayed scales of quantised layers, if there are any
     return total, norm, updated
 
 
@@ -143,6 +145,8 @@ def prepare(
     ours = copy.deepcopy(model).to(device=device, dtype=precision.parameter_dtype).train()
     if not any(p.requires_grad for p in ours.parameters()):
         raise ValueError(f"model: {type(model).__name__} has no trainable parameters")
+    if precision.recipe is not None:
+        ours = convert(ours, precision.recipe)
     optimizer = _prepare_optimizer(ours, precision, settings, device)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])

@@ -1,0 +1,53 @@
+"""Training in eight and four bits: recipes as data, and linear layers that compute by them.
+
+* `mpbook.low_precision.recipes` says what becomes of each operand of the three products of a linear
+  layer, and has the recipes that people use; `mpbook.low_precision.operands` is what they are made
+  of, `mpbook.low_precision.names` who calls what how.
+* `mpbook.low_precision.quantisation` says what an operand becomes,
+  `mpbook.low_precision.linear` is the layer, `mpbook.low_precision.conversion` puts it into any
+  model.
+* `mpbook.low_precision.scaling` keeps scales that come from earlier steps,
+  `mpbook.low_precision.hadamard` rotates.
+* `mpbook.low_precision.accumulator` adds up with fewer bits, `mpbook.low_precision.native` on the
+  units that a device has for it.
+
+Its chapter, "FP8 and below", is not written yet.
+"""
+
+from mpbook.low_precision.conversion import advance, all_but_last, convert, linear_layers
+from mpbook.low_precision.linear import LinearProducts, QuantizedLinear, product
+from mpbook.low_precision.operands import (
+    HIGH,
+    Accumulation,
+    Current,
+    Delayed,
+    Fixed,
+    Operand,
+    Product,
+)
+from mpbook.low_precision.quantisation import factored, quantised
+from mpbook.low_precision.recipes import RECIPES, Recipe, as_recipe, of_tensors, rotated
+
+__all__ = [
+    "HIGH",
+    "RECIPES",
+    "Accumulation",
+    "Current",
+    "Delayed",
+    "Fixed",
+    "LinearProducts",
+    "Operand",
+    "Product",
+    "QuantizedLinear",
+    "Recipe",
+    "advance",
+    "all_but_last",
+    "as_recipe",
+    "convert",
+    "factored",
+    "linear_layers",
+    "of_tensors",
+    "product",
+    "quantised",
+    "rotated",
+]
