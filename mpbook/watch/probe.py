@@ -21,9 +21,14 @@ where several passes accumulate, each counts on its own, and not their sum.  A w
 share is one weight, under its first name.  Tensors that are not real floating-point are passed by,
 and so is what compiled code computes, or a transform of `torch.func`.
 
-What does not show.  An activation is seen where a module puts it out.  What is computed inside of a
-module, such as the products of an attention before the softmax, may overflow unseen: put what you
-suspect into a module of its own, as small as ``nn.Identity``.
+What is computed inside of a module, or outside of the model in the loss, is not counted.  But where
+activations are watched, each operator of the forward pass is looked at once it has run
+(`mpbook.watch.operators_within`), so that the verdict knows of products of attention beyond 65504
+before their scale.  What the verdict has not seen, it names: then it is not "not needed".
+
+What counts that you may not mean.  Every pass through the model counts, whoever makes it: the
+discriminator of a GAN also runs in the generator's step, and those gradients are no part of its
+own.  Leave a pass out by ``with probe.paused():``.
 
 What it costs.  Counting takes a few operations an element, in float64 on a GPU, which is not
 waited for, but by a fused optimizer under a `torch.amp.GradScaler`; `updates` keep a copy of the
@@ -36,6 +41,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,8 +49,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from mpbook.precision import checked_loss_scale
+from mpbook.watch.binades import BinCounter
+from mpbook.watch.histograms import Histogram
+from mpbook.watch.operators_within import OperatorsWithin
 from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides, is_optimizer
-from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report
+from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report, Sights
+from mpbook.watch.rounded_sums import RoundedSums, channel_of
 
 Scale = float | Tensor
 
@@ -97,6 +107,9 @@ class Probe(Report):
         self._handles: list[Any] = []
         self._hooked: set[str] = set()
         self._before: dict[str, Tensor] = {}
+        self._paused = False
+        self._within = OperatorsWithin(model, lambda: self._watching)
+        self._sums, self._inputs = RoundedSums(), BinCounter()
         self._check()
 
     def _check(self) -> None:
@@ -124,8 +137,42 @@ class Probe(Report):
     def __exit__(self, *exception: object) -> None:
         self._remove()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing inside: a pass through the model that is not its own, as in a GAN.
+
+        >>> layer = nn.Linear(1, 1)
+        >>> with Probe(layer) as probe, probe.paused():
+        ...     _ = layer(torch.ones(1, 1))
+        >>> probe.steps, probe.layers("activations")
+        (0, [])
+        """
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def count(self, kind: Kind, layer: str, x: Tensor, *, divisor: float | Tensor = 1.0) -> None:
+        """Count the values of ``x / divisor``."""
+        with self._within.paused():
+            super().count(kind, layer, x, divisor=divisor)
+
+    def _sights(self) -> Sights:
+        """What the verdict has to know besides the counts."""
+        gradients = self.layers("weight_gradients") if "weight_gradients" in self.kinds else []
+        elsewhere = [name for name in gradients if name not in self._within.used]
+        return Sights(
+            inputs=Histogram(*self._inputs.counts()),
+            exceeding=self._within.exceeding,
+            compiled=_compiled_parts(self.model),
+            elsewhere=elsewhere,
+            noise=self._sums.only_noise(),
+        )
+
     def _register(self) -> None:
-        self._handles.append(self.model.register_forward_pre_hook(self._on_call()))
+        on_call = self._on_call()
+        self._handles.append(self.model.register_forward_pre_hook(on_call, with_kwargs=True))
         if self.optimizer is not None:
             watch = StepWatch(self.optimizer, self._before_step, self._after_step)
             self._handles += watch.register()
@@ -133,7 +180,32 @@ class Probe(Report):
             for name, module in self._modules.items():
                 hook = self._on_output(name, module)
                 self._handles.append(module.register_forward_hook(hook))
+        if "activations" in self.kinds:
+            self._look_within()
         self._hook_gradients()
+
+    def _look_within(self) -> None:
+        """Note each operator from here on, and in which module it runs."""
+        for name, module in self.model.named_modules():
+            before = self._on_enter(name or "(model)", module)
+            self._handles.append(module.register_forward_pre_hook(before))
+            self._handles.append(module.register_forward_hook(self._on_leave(module)))
+        self._within.__enter__()
+        self._handles.append(_Entered(self._within))
+
+    def _on_enter(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, _arguments: Any) -> None:
+            if called is module and not _out_of_reach():
+                self._within.enter(name, is_model=module is self.model)
+
+        return hook
+
+    def _on_leave(self, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, _arguments: Any, _output: Any) -> None:
+            if called is module and not _out_of_reach():
+                self._within.leave()
+
+        return hook
 
     def _hook_gradients(self) -> None:
         """Set the hooks of weight gradients, and later on those of weights that were frozen."""
@@ -144,7 +216,7 @@ class Probe(Report):
                 self._handles.append(parameter.register_hook(hook))
 
     def _remove(self) -> None:
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
@@ -154,7 +226,7 @@ class Probe(Report):
     def _watching(self) -> bool:
         """Whether this step is one to watch, and the hooks are meant to be there."""
         step = self.steps - 1 if self.optimizer is None else self.steps
-        return bool(self._handles) and step % self.every == 0 and step >= 0
+        return bool(self._handles) and not self._paused and step % self.every == 0 and step >= 0
 
     def _count_weights(self) -> None:
         self.watched_steps += 1
@@ -165,14 +237,19 @@ class Probe(Report):
     def _on_call(self) -> Callable[..., None]:
         """What ends a step where no optimizer does."""
 
-        def hook(called: nn.Module, _arguments: Any) -> None:
-            if called is not self.model or _out_of_reach() or _is_replay():
+        def hook(called: nn.Module, arguments: Any, options: Any) -> None:
+            if called is not self.model or _out_of_reach() or _is_replay() or self._paused:
                 return
             self._hook_gradients()
             if self.optimizer is None:
                 self.steps += 1
                 if self._watching:
                     self._count_weights()
+            if self._watching and "activations" in self.kinds:
+                with self._within.paused():
+                    for x in _floating_tensors([arguments, options]):
+                        if x.numel():
+                            self._inputs.add(x)
 
         return hook
 
@@ -187,10 +264,26 @@ class Probe(Report):
                 if "activations" in self.kinds and not _is_replay():
                     self.count("activations", name, x)
                 # A hook on a leaf would stay there, and count again for every later output.
-                if "activation_gradients" in self.kinds and x.requires_grad and not x.is_leaf:
-                    x.register_hook(self._on_gradient("activation_gradients", name))
+                if x.requires_grad and not x.is_leaf:
+                    if "activation_gradients" in self.kinds:
+                        x.register_hook(self._on_gradient("activation_gradients", name))
+                    self._hook_sums(name, module, x)
 
         return hook
+
+    def _hook_sums(self, name: str, module: nn.Module, output: Tensor) -> None:
+        """Note the terms of which the gradients of a module's biases are sums."""
+        prefix = "" if name == "(model)" else f"{name}."
+        for own, parameter in module.named_parameters(recurse=False):
+            channel = channel_of(module, output, parameter)
+            if channel is not None and f"{prefix}{own}" in self._hooked:
+
+                def hook(gradient: Tensor, own: str = own, channel: int = channel) -> None:
+                    if self._watching and not _out_of_reach():
+                        with self._within.paused():
+                            self._sums.add_terms(f"{prefix}{own}", gradient, channel)
+
+                output.register_hook(hook)
 
     def _on_gradient(self, kind: Kind, layer: str) -> Callable[[Tensor], None]:
         """Counts a gradient, without the loss scale."""
@@ -198,6 +291,9 @@ class Probe(Report):
         def hook(gradient: Tensor) -> None:
             if self._watching and not _out_of_reach():
                 self.count(kind, layer, gradient, divisor=self._current_scale())
+                if kind == "weight_gradients":
+                    with self._within.paused():
+                        self._sums.compare(layer, gradient)
 
         return hook
 
@@ -247,6 +343,26 @@ def _check_model(model: nn.Module) -> None:
             f"model: {lazy[0]} has no shape yet, because a lazy module has not been called; call "
             "the model once first"
         )
+
+
+class _Entered:
+    """A mode that was entered, as a handle to remove."""
+
+    def __init__(self, mode: OperatorsWithin):
+        self.mode = mode
+
+    def remove(self) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+def _compiled_parts(model: nn.Module) -> list[str]:
+    """The modules inside of a model that are compiled, whose operators and hooks do not show."""
+    return [
+        name.removesuffix("._orig_mod")
+        for name, module in model.named_modules()
+        if module is not model
+        and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
+    ]
 
 
 def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
