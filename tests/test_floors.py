@@ -14,7 +14,7 @@ import pytest
 from visits import ROOT
 
 FLOORS = [
-    {"notebook", "optimizers", "device_facts", "tf32"},
+    {"notebook", "optimizers", "device_facts", "tf32", "nests", "copies", "synonyms"},
     {"plots", "device", "precision", "models", "data"},
     {"formats"},
     {"loss_scaling", "master_weights", "autocast"},

@@ -39,24 +39,31 @@ Source: the census of Micikevicius et al. 2018, section 3.2.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from mpbook.precision import checked_loss_scale
 from mpbook.watch.binades import BinCounter
 from mpbook.watch.histograms import Histogram
 from mpbook.watch.operators_within import OperatorsWithin
-from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides, is_optimizer
+from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides
 from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report, Sights
 from mpbook.watch.rounded_sums import RoundedSums, channel_of
-
-Scale = float | Tensor
+from mpbook.watch.watchable import (
+    Entered,
+    Scale,
+    check_model,
+    check_optimizer,
+    check_scale,
+    chosen_modules,
+    compiled_parts,
+    floating_tensors,
+    is_replay,
+    out_of_reach,
+)
 
 
 class Probe(Report):
@@ -94,7 +101,7 @@ class Probe(Report):
     ):
         if kinds is None:
             kinds = [kind for kind in KINDS if kind != "updates" or optimizer is not None]
-        self._modules = _chosen_modules(model, modules)
+        self._modules = chosen_modules(model, modules)
         self._parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         super().__init__(
             kinds,
@@ -115,14 +122,14 @@ class Probe(Report):
     def _check(self) -> None:
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every={self.every!r}: expected a whole number of steps, at least 1")
-        _check_model(self.model)
+        check_model(self.model)
         if self.optimizer is None:
             if "updates" in self.kinds:
                 raise ValueError('kinds: "updates" need an optimizer, whose steps make them')
         else:
-            _check_optimizer(self.optimizer, self.model)
+            check_optimizer(self.optimizer, self.model)
         if self.loss_scale is not None and not callable(self.loss_scale):
-            _check_scale(self.loss_scale)
+            check_scale(self.loss_scale)
 
     def __enter__(self) -> Probe:
         if self._handles:
@@ -165,7 +172,7 @@ class Probe(Report):
         return Sights(
             inputs=Histogram(*self._inputs.counts()),
             exceeding=self._within.exceeding,
-            compiled=_compiled_parts(self.model),
+            compiled=compiled_parts(self.model),
             elsewhere=elsewhere,
             noise=self._sums.only_noise(),
         )
@@ -191,18 +198,18 @@ class Probe(Report):
             self._handles.append(module.register_forward_pre_hook(before))
             self._handles.append(module.register_forward_hook(self._on_leave(module)))
         self._within.__enter__()
-        self._handles.append(_Entered(self._within))
+        self._handles.append(Entered(self._within))
 
     def _on_enter(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hook(called: nn.Module, _arguments: Any) -> None:
-            if called is module and not _out_of_reach():
+            if called is module and not out_of_reach():
                 self._within.enter(name, is_model=module is self.model)
 
         return hook
 
     def _on_leave(self, module: nn.Module) -> Callable[..., None]:
         def hook(called: nn.Module, _arguments: Any, _output: Any) -> None:
-            if called is module and not _out_of_reach():
+            if called is module and not out_of_reach():
                 self._within.leave()
 
         return hook
@@ -238,7 +245,7 @@ class Probe(Report):
         """What ends a step where no optimizer does."""
 
         def hook(called: nn.Module, arguments: Any, options: Any) -> None:
-            if called is not self.model or _out_of_reach() or _is_replay() or self._paused:
+            if called is not self.model or out_of_reach() or is_replay() or self._paused:
                 return
             self._hook_gradients()
             if self.optimizer is None:
@@ -247,7 +254,7 @@ class Probe(Report):
                     self._count_weights()
             if self._watching and "activations" in self.kinds:
                 with self._within.paused():
-                    for x in _floating_tensors([arguments, options]):
+                    for x in floating_tensors([arguments, options]):
                         if x.numel():
                             self._inputs.add(x)
 
@@ -258,10 +265,10 @@ class Probe(Report):
 
         def hook(called: nn.Module, _arguments: Any, output: Any) -> None:
             # A deep copy of the model takes the hooks along; it is not the one to watch.
-            if called is not module or _out_of_reach() or not self._watching:
+            if called is not module or out_of_reach() or not self._watching:
                 return
-            for x in _floating_tensors(output):
-                if "activations" in self.kinds and not _is_replay():
+            for x in floating_tensors(output):
+                if "activations" in self.kinds and not is_replay():
                     self.count("activations", name, x)
                 # A hook on a leaf would stay there, and count again for every later output.
                 if x.requires_grad and not x.is_leaf:
@@ -279,7 +286,7 @@ class Probe(Report):
             if channel is not None and f"{prefix}{own}" in self._hooked:
 
                 def hook(gradient: Tensor, own: str = own, channel: int = channel) -> None:
-                    if self._watching and not _out_of_reach():
+                    if self._watching and not out_of_reach():
                         with self._within.paused():
                             self._sums.add_terms(f"{prefix}{own}", gradient, channel)
 
@@ -289,7 +296,7 @@ class Probe(Report):
         """Counts a gradient, without the loss scale."""
 
         def hook(gradient: Tensor) -> None:
-            if self._watching and not _out_of_reach():
+            if self._watching and not out_of_reach():
                 self.count(kind, layer, gradient, divisor=self._current_scale())
                 if kind == "weight_gradients":
                     with self._within.paused():
@@ -301,7 +308,7 @@ class Probe(Report):
         if not callable(self.loss_scale):
             return 1.0 if self.loss_scale is None else self.loss_scale
         scale: Scale = self.loss_scale()
-        _check_scale(scale)
+        check_scale(scale)
         return scale
 
     def _before_step(self) -> None:
@@ -324,119 +331,3 @@ class Probe(Report):
         held = {id(parameter) for parameter in grouped(self.optimizer)}
         held |= held_besides(self.optimizer)
         return {name: p for name, p in self._parameters.items() if id(p) in held}
-
-
-# --- Checks and small helpers -----------------------------------------------------------------
-
-
-def _check_model(model: nn.Module) -> None:
-    """Refuse a model whose hooks do not run, or that has no weights yet."""
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    if scripted or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-        raise ValueError(
-            "model: compiled, and hooks of modules do not run in compiled code; watch a model "
-            "that is not, and call that one"
-        )
-    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise ValueError(
-            f"model: {lazy[0]} has no shape yet, because a lazy module has not been called; call "
-            "the model once first"
-        )
-
-
-class _Entered:
-    """A mode that was entered, as a handle to remove."""
-
-    def __init__(self, mode: OperatorsWithin):
-        self.mode = mode
-
-    def remove(self) -> None:
-        self.mode.__exit__(None, None, None)
-
-
-def _compiled_parts(model: nn.Module) -> list[str]:
-    """The modules inside of a model that are compiled, whose operators and hooks do not show."""
-    return [
-        name.removesuffix("._orig_mod")
-        for name, module in model.named_modules()
-        if module is not model
-        and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
-    ]
-
-
-def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
-    """Refuse what is no optimizer, and one that updates anything but the model."""
-    if not is_optimizer(optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer over the "
-            "model's parameters, or what wraps one"
-        )
-    own = {id(parameter) for parameter in model.parameters()}
-    if own & held_besides(optimizer):
-        return  # what else is in the groups are copies of the model's
-    for parameter in grouped(optimizer):
-        if id(parameter) not in own:
-            raise ValueError(
-                f"optimizer: holds a parameter of shape {tuple(parameter.shape)} that is not "
-                "the model's; expected one built from model.parameters() of this very model"
-            )
-
-
-def _check_scale(scale: Scale) -> None:
-    """Refuse a number that is no loss scale; a tensor is not waited for."""
-    if not isinstance(scale, Tensor):
-        checked_loss_scale("loss_scale", scale)
-
-
-def _chosen_modules(
-    model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None
-) -> dict[str, nn.Module]:
-    """The modules whose outputs to watch, by name, each once."""
-    named = {name or "(model)": module for name, module in model.named_modules()}
-    inner = {
-        id(part)
-        for module in named.values()
-        if isinstance(module, ParametrizationList)
-        for part in module.modules()
-    }
-    if chosen is None:  # what a parametrization puts out is a weight
-        named = {name: module for name, module in named.items() if id(module) not in inner}
-        return {name: module for name, module in named.items() if _computes_itself(module)}
-    found = {name: module for name, module in named.items() if chosen(name, module)}
-    if not found:
-        raise ValueError("modules: chooses none of the model's modules")
-    return found
-
-
-def _computes_itself(module: nn.Module) -> bool:
-    """Whether a module does more than to call others: it has none, or has weights of its own."""
-    parameters = any(parameter is not None for parameter in module._parameters.values())
-    return parameters or is_parametrized(module) or not list(module.children())
-
-
-def _floating_tensors(output: Any) -> Iterator[Tensor]:
-    """Every real floating-point tensor in a nest of tuples, lists, dicts and dataclasses."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _floating_tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _floating_tensors(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from _floating_tensors(getattr(output, field.name, None))
-
-
-def _out_of_reach() -> bool:
-    """Whether a compiler or a transform of `torch.func` runs the model, on tensors of its own."""
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or transformed
-
-
-def _is_replay() -> bool:
-    """Whether a module runs inside a backward pass, as checkpointing makes it."""
-    return bool(torch._C._current_graph_task_id() != -1)

@@ -1,13 +1,14 @@
 """Gradients that are nothing but rounding: the noise floor of a sum.
 
-The bias of a convolution before a BatchNorm, and that of attention's keys before the softmax, change
-nothing that the model puts out: their gradient is zero.  What comes out instead is the rounding of
-a sum whose terms cancel, and a verdict on small gradients must not be taken from it.
+The bias of a convolution before a BatchNorm, and that of attention's keys before the softmax,
+change nothing that the model puts out: their gradient is zero.  What comes out instead is the
+rounding of a sum whose terms cancel, and a verdict on small gradients must not be taken from it.
 
 The gradient of a bias is a sum over the gradient of its module's output.  Rounding leaves an error
 of about the unit roundoff times the root of the sum of the squares of its terms, up to 40 times as
 much in the models that the tests try, where other biases were above 70,000 times.  What lies below
-`TIMES` this error is called noise; in 16 bits, where the two are nearer, below `AT_MOST` of the root.
+`TIMES` this error is called noise; in 16 bits, where the two are nearer, what lies below `AT_MOST`
+of the root.
 """
 
 from __future__ import annotations
