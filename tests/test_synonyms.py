@@ -56,8 +56,8 @@ def test_block_formats_too():
 
 
 def test_the_published_figures_too():
-    with pytest.raises(ValueError, match="did you mean"):
-        published.published(precision="fp16-mixd")
+    with pytest.raises(ValueError, match="did you mean 'TF32'"):
+        published.published(precision="tf32")
 
 
 def test_what_is_near_nothing_gets_none():

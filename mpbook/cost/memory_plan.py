@@ -13,13 +13,16 @@ Taught in the chapter "Memory".
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, overload
 
 import torch
+from torch import nn
 
+from mpbook.cost.device_room import RESERVE, fits_on
 from mpbook.cost.measure import Memory
+from mpbook.cost.measured_plan import MeasuredPlan, measure_memory
+from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
 from mpbook.cost.saved_tensors import (
     DeviceType,
     SavedTensor,
@@ -28,14 +31,10 @@ from mpbook.cost.saved_tensors import (
     parameter_shapes,
     saved_tensors,
 )
-from mpbook.device_facts import GIB, memory_sizes
-from mpbook.models import GPTConfig
+from mpbook.models import GPT, GPTConfig
 from mpbook.notebook import Table
-from mpbook.optimizers import NamedOptimizer, UpdateRule, named
+from mpbook.optimizers import named
 from mpbook.precision import Precision, as_precision
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 UpdateLoop = Literal["for-loop", "foreach", "fused"]
 
@@ -49,13 +48,6 @@ GPT2_SIZES: dict[str, GPTConfig] = {
     )
 }
 """The four shapes of Radford et al. 2019, named by their numbers of parameters."""
-
-DEVICE_GIB: dict[str, float] = memory_sizes()
-"""The memory that GPUs report, in gibibytes: `mpbook.device_facts.memory_sizes`."""
-
-RESERVE = 0.1
-"""Share of a device's memory left free for what no formula here counts: CUDA's context, the
-libraries' workspaces, fragmentation.  A round allowance, not a measurement."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +146,12 @@ class MemoryPlan:
         }
 
     def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
-        """For each of `DEVICE_GIB`, whether the peak leaves the reserve free.
+        """For each of `mpbook.cost.device_room.DEVICE_GIB`, whether the peak leaves the reserve.
 
         Raises:
             ValueError: a reserve that is no share.
         """
-        if not 0 <= reserve < 1:
-            raise ValueError(f"reserve={reserve}: expected a share of the memory, 0 to below 1")
-        return {name: self.peak <= (1 - reserve) * gib * GIB for name, gib in DEVICE_GIB.items()}
+        return fits_on(self.peak, reserve=reserve)
 
     def table(self) -> Table:
         """The categories at the peak, in megabytes and in bytes a parameter."""
@@ -179,7 +169,42 @@ class MemoryPlan:
         return self.table()._repr_html_()
 
 
-def plan_memory(
+@overload
+def plan_memory(config: GPTConfig | GPT, **options: Any) -> MemoryPlan: ...
+@overload
+def plan_memory(config: nn.Module, **options: Any) -> MemoryPlan | MeasuredPlan: ...
+
+
+def plan_memory(config: GPTConfig | nn.Module, **options: Any) -> MemoryPlan | MeasuredPlan:
+    """The memory of training a model: by formula where there is one, else measured.
+
+    * A `GPTConfig`, or a `mpbook.models.GPT`: by formula, without running anything; the options
+      are those of `plan_gpt`.
+    * Any other module: by `mpbook.cost.measured_plan.measure_memory`, from steps of two batch
+      sizes, with ``batch=(inputs, targets)``, ``loss=``, ``batch_size=``, ``precision=`` and, if
+      wanted, ``optimizer=`` and ``sizes=``.
+
+    Raises:
+        TypeError: a module without a batch or a loss, or anything else.
+        ValueError: an argument out of range, or an unknown name.
+    """
+    if isinstance(config, GPT):
+        config = config.config
+    if isinstance(config, GPTConfig):
+        return plan_gpt(config, **options)
+    if not isinstance(config, nn.Module):
+        raise TypeError(f"config: a {type(config).__name__}, expected a GPTConfig or a module")
+    if missing := [n for n in ("batch", "loss", "batch_size", "precision") if n not in options]:
+        raise TypeError(
+            f"plan_memory: a {type(config).__name__} has no formula and is measured, which needs "
+            f"{', '.join(missing)} as well: batch=(inputs, targets), loss=a function of outputs "
+            "and targets, batch_size=, precision="
+        )
+    size, batch, loss = (options.pop(name) for name in ("batch_size", "batch", "loss"))
+    return measure_memory(config, batch, loss, **options).at(size)
+
+
+def plan_gpt(
     config: GPTConfig,
     *,
     batch_size: int,
@@ -224,7 +249,8 @@ def plan_memory(
         checkpointing=checkpointing,
         device=device,
     )
-    count = sum(map(math.prod, parameter_shapes(config)))
+    shapes, hidden = parameter_shapes(config), hidden_matrix_shapes(config)
+    count = sum(map(math.prod, shapes))
     itemsize, cure = precision.parameter_dtype.itemsize, precision.cure
     accumulates = accumulation_steps > 1
     # The matrix that embedding and output share has two gradients, and then their sum; the sum is
@@ -236,14 +262,14 @@ def plan_memory(
         master_copies=(cure.kept_bytes if cure else 0) * count,
         gradients=itemsize * count,
         held_gradients=itemsize * count if accumulates else 0,
-        optimizer_state=_optimizer_state(config, precision, named(optimizer)),
+        optimizer_state=optimizer_state(shapes, hidden, precision, named(optimizer)),
         saved=tuple(saved),
         loss_temporaries=2 * 4 * batch_size * time * config.vocabulary,
         block_temporaries=_block_temporaries(
             config, (batch_size, time), precision, checkpointing, device
         ),
         update_temporaries=max(
-            shared, _update_temporaries(config, precision, named(optimizer), update_loop)
+            shared, update_temporaries(shapes, hidden, precision, named(optimizer), update_loop)
         ),
     )
 
@@ -271,48 +297,6 @@ def _block_temporaries(
     return batch * time * (made - freed) + gradients + again
 
 
-def _by_rule(
-    config: GPTConfig, optimizer: NamedOptimizer
-) -> list[tuple[UpdateRule, list[tuple[int, ...]]]]:
-    """The shapes of the parameters that each rule of an optimizer updates."""
-    shapes = parameter_shapes(config)
-    if optimizer.hidden_rule is None:
-        return [(optimizer.rule, shapes)]
-    hidden = hidden_matrix_shapes(config)
-    rest = list((Counter(shapes) - Counter(hidden)).elements())
-    return [(optimizer.rule, rest), (optimizer.hidden_rule, hidden)]
-
-
-def _optimizer_state(config: GPTConfig, precision: Precision, optimizer: NamedOptimizer) -> int:
-    itemsize, total = precision.optimizer_state_dtype.itemsize, 0
-    for rule, shapes in _by_rule(config, optimizer):
-        total += rule.state_tensors * itemsize * sum(map(math.prod, shapes))
-        total += 4 * len(shapes) if rule.counts_steps else 0  # the count is a float32
-    return total
-
-
-def _update_temporaries(
-    config: GPTConfig, precision: Precision, optimizer: NamedOptimizer, update_loop: str
-) -> int:
-    """What the step allocates, rule after rule, beside a cure's float32 copies."""
-    itemsize = precision.optimizer_state_dtype.itemsize
-    most = 0
-    for rule, shapes in _by_rule(config, optimizer):
-        sizes = list(map(math.prod, shapes))
-        if rule.allocates == "denominators":
-            at_once = {"for-loop": 2 * max(sizes), "foreach": sum(sizes), "fused": 0}
-            most = max(most, at_once[update_loop] * itemsize)
-        elif rule.allocates == "Newton-Schulz":
-            most = max(most, *(_newton_schulz(shape, itemsize) for shape in shapes))
-    copied = precision.cure.copied_bytes if precision.cure else 0
-    return most + copied * sum(map(math.prod, parameter_shapes(config)))
-
-
-def _newton_schulz(shape: tuple[int, ...], itemsize: int) -> int:
-    """The update as it was, and in bfloat16 the iterate, the next one and two square matrices."""
-    return (itemsize + 2 * 2) * math.prod(shape) + 2 * 2 * min(shape) ** 2
-
-
 def _check(
     config: GPTConfig, batch_size: int, time: int, accumulation_steps: int, update_loop: str
 ) -> None:
@@ -332,11 +316,11 @@ def largest_batch(budget_bytes: float, config: GPTConfig, **options: Any) -> int
     Args:
         budget_bytes: of the device, or what is left of it.
         config: the shape of the model.
-        options: as for `plan_memory`, but for the batch.
+        options: as for `plan_gpt`, but for the batch.
     """
 
     def fits(batch: int) -> bool:
-        return plan_memory(config, batch_size=batch, **options).peak <= budget_bytes
+        return plan_gpt(config, batch_size=batch, **options).peak <= budget_bytes
 
     high = 1
     while fits(high):
@@ -346,42 +330,3 @@ def largest_batch(budget_bytes: float, config: GPTConfig, **options: Any) -> int
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-CATEGORY_COLOURS: dict[str, str] = {
-    "parameters": "#1a1a1a",
-    "master copies": "#3d3d3d",
-    "optimizer state": "#6b6b6b",
-    "gradients": "#8f8f8f",
-    "update, for a moment": "#b3b3b3",
-    "weight casts": "#6b3d1e",
-    "activations": "#b88a66",
-    "backward, for a moment": "#ead9cb",
-}
-"""Greys grow with the parameters, browns come and go in a step; no precision has these colours."""
-
-
-def draw(plans: dict[str, MemoryPlan]) -> Figure:
-    """Stacked bars of several plans at their peaks, as a figure to `mpbook.plots.show`.
-
-    Raises:
-        ValueError: no plan.
-    """
-    if not plans:
-        raise ValueError("plans: none given, expected at least one")
-    from mpbook import plots
-
-    figure, axes = plots.figure(figsize=(5.6, 1.9 + 0.45 * len(plans)))
-    lefts = [0.0] * len(plans)
-    for category, colour in CATEGORY_COLOURS.items():
-        widths = [plan.at_peak.get(category, 0) / 1e6 for plan in plans.values()]
-        if any(widths):
-            options = dict(color=colour, edgecolor="white", label=category)
-            axes.barh(range(len(plans)), widths, left=lefts, **options)
-            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-    axes.set_yticks(range(len(plans)), list(plans))
-    axes.invert_yaxis()
-    axes.set(xlabel="MB at the peak")
-    axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure

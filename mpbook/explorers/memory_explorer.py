@@ -14,10 +14,9 @@ from typing import Any
 
 import traitlets
 
+from mpbook.cost.device_room import DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import (
-    DEVICE_GIB,
     GPT2_SIZES,
-    RESERVE,
     MemoryPlan,
     largest_batch,
     plan_memory,

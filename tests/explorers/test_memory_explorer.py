@@ -11,7 +11,8 @@ from accessibility import serious_violations
 from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Page, expect
 
-from mpbook.cost.memory_plan import DEVICE_GIB, RESERVE, plan_memory
+from mpbook.cost.device_room import DEVICE_GIB, RESERVE
+from mpbook.cost.memory_plan import plan_memory
 from mpbook.explorers import MemoryExplorer
 from mpbook.explorers.memory_explorer import MODELS, WAYS, size
 from mpbook.models import GPTConfig
