@@ -15,7 +15,7 @@ from visits import ROOT
 
 FLOORS = [
     {"notebook", "optimizers", "device_facts", "tf32", "nests", "copies", "synonyms"},
-    {"plots", "device", "precision", "models", "data"},
+    {"plots", "device", "precision", "models", "decoder", "data"},
     {"formats"},
     {"loss_scaling", "master_weights", "autocast"},
     {"watch"},

@@ -10,6 +10,7 @@ Taught in "Memory" and "Speed".
 """
 
 from mpbook.cost.activation_checkpointing import Recompute, checkpoint_blocks
+from mpbook.cost.at_peak import MemoryPlan
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import (
     Memory,
@@ -26,7 +27,7 @@ from mpbook.cost.measure import (
     utilisation,
 )
 from mpbook.cost.measured_plan import MeasuredPlan, MemoryMeasurement, measure_memory
-from mpbook.cost.memory_plan import MemoryPlan, largest_batch, plan_memory
+from mpbook.cost.memory_plan import largest_batch, plan_memory
 from mpbook.cost.roofline import Roof, Work, attainable, gpt_step, measure_roof, ridge_point
 from mpbook.cost.saved_tensors import block_tensors
 from mpbook.cost.traced_step import module_step

@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from visits import needs_compiler
 
 from mpbook.cost.activation_checkpointing import checkpoint_blocks
+from mpbook.cost.at_peak import MemoryPlan
 from mpbook.cost.device_room import DEVICE_GIB
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import Memory, count_bytes, saved_for_backward, state_tensors
 from mpbook.cost.memory_figure import draw
 from mpbook.cost.memory_plan import (
     GPT2_SIZES,
-    MemoryPlan,
     largest_batch,
     plan_memory,
 )
