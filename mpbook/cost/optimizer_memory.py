@@ -39,9 +39,20 @@ def optimizer_state(
     """
     itemsize, total = precision.optimizer_state_dtype.itemsize, 0
     for rule, some in _by_rule(shapes, hidden, optimizer):
-        total += rule.state_tensors * itemsize * sum(map(math.prod, some))
+        total += sum(_kept(rule, shape, itemsize) for shape in some)
         total += 4 * len(some) if rule.counts_steps else 0  # the count is a float32
     return total
+
+
+def _kept(rule: UpdateRule, shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes that a rule keeps for one parameter, but for the count of steps."""
+    count = math.prod(shape)
+    if rule.keeps == "factors" and len(shape) > 1:
+        return itemsize * (math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1])
+    if rule.keeps == "8 bits":
+        small = count < 4096
+        return rule.state_tensors * (4 * count if small else count + 4 * math.ceil(count / 256))
+    return rule.state_tensors * itemsize * count
 
 
 def update_temporaries(
@@ -59,6 +70,9 @@ def update_temporaries(
         if rule.allocates == "denominators":
             at_once = {"for-loop": 2 * max(sizes), "foreach": sum(sizes), "fused": 0}
             most = max(most, at_once[update_loop] * itemsize)
+        elif rule.allocates == "estimates":
+            matrices = (math.prod(shape) for shape in some if len(shape) > 1)
+            most = max(most, max(matrices, default=0) * itemsize)
         elif rule.allocates == "Newton-Schulz":
             most = max(most, *(_newton_schulz(shape, itemsize) for shape in some))
     copied = precision.cure.copied_bytes if precision.cure else 0

@@ -15,7 +15,7 @@ from typing import Any
 import traitlets
 
 from mpbook.cost.at_peak import MemoryPlan
-from mpbook.cost.device_room import DEVICE_GIB, RESERVE
+from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import (
     SIZES,
     largest_batch,
@@ -147,6 +147,7 @@ class MemoryExplorer(Explorer):
     _twin_traits = (
         "shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer",
         "checkpointing", "precisions", "optimizers", "presets", "devices", "room",
+        "beside",
     )  # fmt: skip
 
     shape = Checked(_as_shape, _as_shape("GPT-2 124M")).tag(sync=True)
@@ -161,6 +162,7 @@ class MemoryExplorer(Explorer):
     presets = traitlets.List([[n, _as_shape(c)] for n, c in MODELS.items()]).tag(sync=True)
     devices = traitlets.List(_devices()).tag(sync=True)
     room = traitlets.Float(1 - RESERVE).tag(sync=True)
+    beside = traitlets.List([list(pair) for pair in BESIDE_ON_CUDA.items()]).tag(sync=True)
 
     def __init__(
         self,
@@ -221,6 +223,11 @@ class MemoryExplorer(Explorer):
             f"<tr><th scope='row'>{name}</th><td>{size(count)}</td></tr>"
             for name, count in plan.at_peak.items()
             if count
+        )
+        parts += "".join(
+            f"<tr><th scope='row'>{name}, beside the peak (stated by others)</th>"
+            f"<td>{size(count)}</td></tr>"
+            for name, count in self.beside
         )
         batches = "".join(
             f"<tr><th scope='row'>{name}</th><td>batch {batch}</td></tr>"

@@ -14,7 +14,7 @@ from mpbook.cost.memory_plan import plan_memory
 from mpbook.cost.own_step import prepare_step
 from mpbook.data import Examples
 from mpbook.models import GPT, MLP, GPTConfig
-from mpbook.optimizers import OPTIMIZERS
+from mpbook.optimizers import BUILT_BY_TORCH
 from mpbook.precision import CURES, PRECISIONS, Precision
 from mpbook.training import train
 from mpbook.training.settings import cross_entropy
@@ -130,7 +130,7 @@ def test_the_categories_are_those_that_train_counts(name, precision):
     assert abs(plan.saved_for_backward - memory.saved_for_backward) <= own
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", BUILT_BY_TORCH)
 def test_every_optimizer_has_its_state(optimizer):
     model = MLP(6, 16, 16, 4)
     batch = torch.randn(8, 6), labels()

@@ -10,34 +10,51 @@ import { digits, percent } from "./census.mjs";
 
 export const GIB = 2 ** 30;
 
-// What a rule of an optimizer keeps for so many numbers in so many tensors, and what its step makes for
-// itself. Newton-Schulz holds a hidden matrix, and in bfloat16 two more of them and two square ones.
-const keeps = (rule, numbers, tensors, bytes) => rule.state_tensors * numbers * bytes + (rule.counts_steps ? 4 * tensors : 0);
-function makes(rule, numbers, bytes, matrices) {
-  if (rule.allocates === "denominators") return numbers * bytes;
-  if (rule.allocates !== "Newton-Schulz") return 0;
-  return Math.max(...matrices.map(([rows, columns]) => (bytes + 4) * rows * columns + 4 * Math.min(rows, columns) ** 2));
+// Tensors are listed as [rows, columns, times], a vector with 0 columns.
+const numbersOf = ([rows, columns]) => rows * (columns || 1);
+const sum = (sizes, of) => sizes.reduce((total, size) => total + size[2] * of(size), 0);
+
+// What a rule of an optimizer keeps for tensors, and what its step makes for itself. Newton-Schulz holds a
+// hidden matrix, and in bfloat16 two more of them and two square ones.
+function keeps(rule, sizes, bytes) {
+  const each = (size) => {
+    const [rows, columns] = size, n = numbersOf(size);
+    if (rule.keeps === "factors") return bytes * (columns ? rows + columns : n);
+    if (rule.keeps === "8 bits") return rule.state_tensors * (n < 4096 ? 4 * n : n + 4 * Math.ceil(n / 256));
+    return rule.state_tensors * n * bytes;
+  };
+  return sum(sizes, (size) => each(size) + (rule.counts_steps ? 4 : 0));
 }
 
-function optimizing({ rule, hidden_rule: hidden }, { count, tensors, matrices }, layers, bytes) {
-  if (!hidden) return { state: keeps(rule, count, tensors, bytes), atStep: makes(rule, count, bytes, matrices) };
-  const numbers = layers * matrices.reduce((sum, [rows, columns, times = 1]) => sum + rows * columns * times, 0);
-  const many = layers * matrices.reduce((sum, [, , times = 1]) => sum + times, 0);
+function makes(rule, sizes, bytes) {
+  const matrices = sizes.filter(([, columns]) => columns);
+  const most = (of) => Math.max(0, ...matrices.map(of));
+  if (rule.allocates === "denominators") return bytes * sum(sizes, numbersOf);
+  if (rule.allocates === "estimates") return bytes * most(numbersOf);
+  if (rule.allocates !== "Newton-Schulz") return 0;
+  return most((size) => (bytes + 4) * numbersOf(size) + 4 * Math.min(size[0], size[1]) ** 2);
+}
+
+function optimizing({ rule, hidden_rule: hidden }, { outside, matrices }, layers, bytes) {
+  const inside = matrices.map(([rows, columns, times]) => [rows, columns, times * layers]);
+  if (!hidden) {
+    const all = [...outside, ...inside];
+    return { state: keeps(rule, all, bytes), atStep: makes(rule, all, bytes) };
+  }
   return {
-    state: keeps(rule, count - numbers, tensors - many, bytes) + keeps(hidden, numbers, many, bytes),
-    atStep: Math.max(makes(rule, count - numbers, bytes, matrices), makes(hidden, numbers, bytes, matrices)),
+    state: keeps(rule, outside, bytes) + keeps(hidden, inside, bytes),
+    atStep: Math.max(makes(rule, outside, bytes), makes(hidden, inside, bytes)),
   };
 }
 
-// The parts of a model: its parameters, the matrices of a block as [rows, columns, times], what a block and
-// what comes after the last one save, the casts of a block's matrices, what its backward pass makes for a
+// The parts of a model: the matrices of a block and the tensors outside of them, what a block and what comes
+// after the last one save, the casts of a block's matrices, what its backward pass makes for a
 // moment, and how many gradients more the matrices at the ends have. Bytes of a number: s in the stream, c in
 // what is computed with.
 function gptParts({ vocabulary, context, layers, heads, width: w }, tokens, time, s, c) {
   return {
-    count: (vocabulary + context + 2) * w + layers * (12 * w * w + 13 * w),
-    tensors: 4 + 12 * layers,
-    matrices: [[3 * w, w], [w, w], [4 * w, w], [w, 4 * w]],
+    outside: [[vocabulary, w, 1], [context, w, 1], [w, 0, 2 + 6 * layers], [3 * w, 0, layers], [4 * w, 0, layers]],
+    matrices: [[3 * w, w, 1], [w, w, 1], [4 * w, w, 1], [w, 4 * w, 1]],
     block: tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads),
     casts: 12 * w * w * c,
     last: tokens * ((s + c) * w + 8) + 8 * time,
@@ -49,16 +66,14 @@ function gptParts({ vocabulary, context, layers, heads, width: w }, tokens, time
 function decoderParts(shape, tokens, time, s, c) {
   const { vocabulary, layers, heads, width: w, key_value_heads, hidden: h, tied, experts, experts_per_token } = shape;
   const k = key_value_heads * (w / heads), rows = tokens * experts_per_token, mixed = s !== c, choose = experts > 1;
-  const matrices = [[w, w, 2], [k, w, 2], ...(choose ? [[experts, w]] : []), [h, w, 2 * experts], [w, h, experts]];
-  const numbers = matrices.reduce((sum, [m, n, times = 1]) => sum + m * n * times, 0);
+  const matrices = [[w, w, 2], [k, w, 2], ...(choose ? [[experts, w, 1]] : []), [h, w, 2 * experts], [w, h, experts]];
   const mlp = choose ? rows * (24 + 4 + s + ((mixed ? 2 : 1) * c + c + s) * w + 4 * c * h) : tokens * 4 * c * h;
   const inputs = mixed ? 3 + (choose ? 1 : 2) : 2;
   return {
-    count: (tied ? 1 : 2) * vocabulary * w + (2 * layers + 1) * w + layers * numbers,
-    tensors: (tied ? 1 : 2) + 2 * layers + 1 + layers * matrices.reduce((sum, [, , times = 1]) => sum + times, 0),
+    outside: [[vocabulary, w, tied ? 1 : 2], [w, 0, 2 * layers + 1]],
     matrices,
     block: tokens * (4 * s * w + 2 * s + inputs * c * w + 2 * c * w + 2 * c * k + 4 * heads) + mlp + (mixed ? 2 * time * (w / heads) * c : 0),
-    casts: numbers * c,
+    casts: c * sum(matrices, numbersOf),
     last: tokens * ((2 * s + c) * w + s),
     made: tokens * (2 * s * w + Math.floor((3 * c * h * experts_per_token) / experts) - 4 * vocabulary - (c + 2 * s) * w) + s * (vocabulary * w + w * h),
     shared: tied ? 2 : 0,
@@ -73,7 +88,7 @@ export function planMemory({ shape, batch, time, parts, p, rules, checkpointing 
   const s = p.parameter_bytes, c = p.compute_bytes, mixed = s !== c;
   const tokens = batch * time;
   const model = ("hidden" in shape ? decoderParts : gptParts)(shape, tokens, time, s, c);
-  const { count, block } = model;
+  const count = sum(model.outside, numbersOf) + layers * sum(model.matrices, numbersOf), { block } = model;
   const { state, atStep } = optimizing(rules, model, layers, p.state_bytes);
 
   const casts = mixed ? model.casts : 0;
@@ -149,7 +164,7 @@ export function sentence(s) {
 export function readState(get) {
   const [shape, batch, time, precision, optimizer] = ["shape", "batch", "sequence", "precision", "optimizer"].map(get);
   const [precisions, presets, devices, room, checkpointing] = ["precisions", "presets", "devices", "room", "checkpointing"].map(get);
-  const parts = get("accumulation_steps");
+  const parts = get("accumulation_steps"), beside = get("beside");
   const rules = get("optimizers").find((one) => one.name === optimizer);
   const p = precisions.find((one) => one.name === precision);
   const keys = Object.keys(shape);
@@ -157,7 +172,7 @@ export function readState(get) {
   const kind = "hidden" in shape ? "decoder" : "GPT";
   const name = same ? same[0] : `A ${kind} of ${inWords(shape.layers, "block")} and width ${shape.width}`;
   const options = { shape, batch, time, parts, p, rules, checkpointing };
-  return { ...options, precision, optimizer, devices, room, name, options, plan: planMemory(options) };
+  return { ...options, precision, optimizer, devices, room, beside, name, options, plan: planMemory(options) };
 }
 
 const LONGEST = 4096; // tokens that a preset begins with, though its context may be longer
@@ -300,15 +315,17 @@ const table = (caption, heads, body) =>
 const row = (head, ...texts) => h("tr", {}, h("th", { scope: "row" }, ...head), ...texts.map((text) => h("td", {}, text)));
 
 function tables() {
-  const parts = h("tbody"), fits = h("tbody");
+  const parts = h("tbody"), fits = h("tbody"), beside = h("tbody");
   return {
     el: h("div", { class: "mp-plan" },
       table("At the peak", ["", "bytes", "share"], parts),
+      table("Beside it, as others state it", ["", "bytes"], beside),
       table("A tenth left free", ["device", "fits", "largest batch"], fits)),
     draw(s) {
       const { plan } = s;
       parts.replaceChildren(...Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) =>
         row([h("span", { class: `mp-swatch ${kind(name)}` }), name], size(bytes), percent(bytes / plan.peak))));
+      beside.replaceChildren(...s.beside.map(([name, bytes]) => row([name], size(bytes))));
       fits.replaceChildren(...s.devices.map(([name, gib]) => {
         const room = s.room * gib * GIB;
         return row([name], plan.peak <= room ? "yes" : "no", String(largestBatch(room, s.options)));
