@@ -227,7 +227,7 @@ class MemoryExplorer(Explorer):
         parts += "".join(
             f"<tr><th scope='row'>{name}, beside the peak (stated by others)</th>"
             f"<td>{size(count)}</td></tr>"
-            for name, count in self.beside
+            for name, count in BESIDE_ON_CUDA.items()
         )
         batches = "".join(
             f"<tr><th scope='row'>{name}</th><td>batch {batch}</td></tr>"

@@ -12,7 +12,7 @@ from accessibility import serious_violations
 from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Page, expect
 
-from mpbook.cost.device_room import DEVICE_GIB, RESERVE
+from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import plan_memory
 from mpbook.decoder import DecoderConfig
 from mpbook.explorers import MemoryExplorer
@@ -293,7 +293,10 @@ def test_a_long_sequence_lengthens_the_context(open_explorer: OpenExplorer) -> N
 def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     explorer = MemoryExplorer()
     page = open_explorer(explorer)
-    parts, fits = page.locator(".mp-plan table").all()
+    parts, beside, fits = page.locator(".mp-plan table").all()
+    stated = list(BESIDE_ON_CUDA)
+    assert beside.locator("tbody th").all_text_contents() == stated
+    assert beside.locator("tbody td").all_text_contents() == ["300 MiB", "32 MiB"]
     at_peak = {name: count for name, count in explorer.plan.at_peak.items() if count}
     assert parts.locator("tbody th").all_text_contents() == list(at_peak)
     assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(
