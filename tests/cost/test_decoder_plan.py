@@ -15,6 +15,7 @@ from mpbook.cost.memory_plan import SIZES, largest_batch, plan_memory
 from mpbook.cost.own_step import prepare_step
 from mpbook.data import Examples
 from mpbook.decoder import LLAMA2_7B, LLAMA3_8B, MIXTRAL_8X7B, Decoder, DecoderConfig
+from mpbook.evidence.published import load
 from mpbook.models import GPTConfig
 from mpbook.optimizers import hidden_matrices
 from mpbook.precision import CURES, PRECISIONS, Precision
@@ -148,3 +149,23 @@ def test_a_gpt_saves_less_for_its_norms():
     gpt = GPTConfig(vocabulary=300, context=16, layers=2, heads=4, width=32)
     names = {t.name for t in plan_memory(gpt, batch_size=1, precision="32-true").saved}
     assert "both divided by them" not in names
+
+
+def test_the_plan_against_peaks_that_others_measured():
+    """A decoder of 969M on an RTX 4090, with a plain loop of AdamW: to 3% where the update is most.
+
+    At 512 tokens the backward pass is most, and the plan, with fused attention, is below theirs,
+    which keeps the scores.
+    """
+    shape = DecoderConfig(10000, 512, 36, 20, 1280, key_value_heads=20, hidden=5120)
+    assert sum(map(math.prod, decoder_shapes(shape))) == 969_411_840
+    figures = [m for m in load() if m.id.startswith("cs336-phil-4090-large-mem")]
+    assert sorted(int(m.sequence or 0) for m in figures) == [128, 256, 512]
+    for figure in figures:
+        for name, gigabytes in (("32-true", figure.value_a), ("bf16-mixed", figure.value_b)):
+            length = int(figure.sequence or 0)
+            plan = plan_decoder(
+                shape, batch_size=2, sequence_length=length, precision=name, update_loop="for-loop"
+            )
+            error = plan.peak / 1e9 / gigabytes - 1
+            assert abs(error) < 0.03 if length < 512 else -0.25 < error < 0
