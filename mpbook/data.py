@@ -25,7 +25,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from mpbook.nests import length, mapped
+
+Batch = tuple[Any, Any]
+"""Inputs and targets: tensors, or nests of them (`mpbook.nests`)."""
 
 
 class Data(Protocol):
@@ -54,7 +57,8 @@ class Examples:
     """Examples held in memory: inputs of shape (n, ...) and targets of shape (n, ...).
 
     Args:
-        inputs, targets: the training set; n examples each.
+        inputs, targets: the training set; n examples each.  A tuple, a dict or a dataclass of
+            tensors will do too: the model gets a tuple by position and a dict by name.
         validation_inputs, validation_targets: the held-out set; may be empty.
         name: how a `Run` calls it.
 
@@ -62,19 +66,19 @@ class Examples:
         ValueError: no training example, or inputs and targets of different lengths.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    validation_inputs: Tensor | None = None
-    validation_targets: Tensor | None = None
+    inputs: Any
+    targets: Any
+    validation_inputs: Any = None
+    validation_targets: Any = None
     name: str = "examples"
     items_per_example: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.inputs) == 0:
+        if length(self.inputs) == 0:
             raise ValueError(f"inputs: {self.name} has no examples; expected at least one")
         for part in ("", "validation_"):
             inputs, targets = (getattr(self, part + name) for name in ("inputs", "targets"))
-            counts = [0 if tensor is None else len(tensor) for tensor in (inputs, targets)]
+            counts = [0 if nest is None else length(nest) for nest in (inputs, targets)]
             if (inputs is None) != (targets is None) or counts[0] != counts[1]:
                 raise ValueError(
                     f"{part}targets: {counts[1]} for {counts[0]} {part}inputs, "
@@ -84,23 +88,29 @@ class Examples:
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
         names = ("inputs", "targets", "validation_inputs", "validation_targets")
-        tensors = {n: getattr(self, n) for n in names}
-        moved: Any = {n: t if t is None else t.to(device) for n, t in tensors.items()}
+        moved: Any = {n: mapped(lambda t: t.to(device), getattr(self, n)) for n in names}
         return replace(self, **moved)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch drawn with replacement."""
-        chosen = torch.randint(len(self.inputs), (batch_size,), generator=generator)
-        chosen = chosen.to(self.inputs.device)
-        return self.inputs[chosen], self.targets[chosen]
+        chosen = torch.randint(length(self.inputs), (batch_size,), generator=generator)
+        return self._part(chosen, (self.inputs, self.targets))
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """All held-out examples in order."""
         if self.validation_inputs is None or self.validation_targets is None:
             return
-        for start in range(0, len(self.validation_inputs), batch_size):
+        for start in range(0, length(self.validation_inputs), batch_size):
             part = slice(start, start + batch_size)
-            yield self.validation_inputs[part], self.validation_targets[part]
+            yield self._part(part, (self.validation_inputs, self.validation_targets))
+
+    @staticmethod
+    def _part(chosen: Tensor | slice, batch: Batch) -> Batch:
+        def take(t: Tensor) -> Tensor:
+            return t[chosen.to(t.device) if isinstance(chosen, Tensor) else chosen]
+
+        part: Batch = mapped(take, batch)
+        return part
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ Taught in the chapter "Memory".
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,15 +38,18 @@ class Hyperparameters:
 class UpdateRule:
     """What the update of a parameter tensor keeps from step to step.
 
-    ``state_tensors`` counts tensors of the parameter's shape and of the dtype that the optimizer
-    updates in; ``counts_steps`` says whether a float32 number, the count of steps, stands beside
-    them.  ``allocates`` is what a step makes for itself and frees again: the square roots that
-    Adam's divides by, the matrices of Muon's Newton-Schulz iteration.
+    ``state_tensors`` counts tensors of the parameter's shape; ``keeps`` says how: in the dtype that
+    the optimizer updates in, in 8 bits with a float32 scale for each block of 256, or a row and a
+    column in place of a matrix.  ``counts_steps`` says whether a float32 number, the count of
+    steps, stands beside them.  ``allocates`` is what a step makes for itself and frees again: the
+    square roots that Adam's divides by, the matrices of Muon's Newton-Schulz iteration, the product
+    of Adafactor's row and column.
     """
 
     state_tensors: int
     counts_steps: bool = False
-    allocates: Literal["nothing", "denominators", "Newton-Schulz"] = "nothing"
+    allocates: Literal["nothing", "denominators", "Newton-Schulz", "estimates"] = "nothing"
+    keeps: Literal["tensors", "8 bits", "factors"] = "tensors"
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class NamedOptimizer:
 
     ``make`` builds it over a model's trainable parameters, ``rule`` says what it keeps for each,
     ``hidden_rule`` what for each of the `hidden_matrices`, if that is something else.
+    ``library`` is what has to be installed besides torch to build it.
     """
 
     make: Callable[[nn.Module, Hyperparameters], torch.optim.Optimizer]
     rule: UpdateRule
     hidden_rule: UpdateRule | None = None
     momentum: float = 0.0
+    library: str = ""
 
     def rule_for(self, *, hidden: bool) -> UpdateRule:
         """The rule of a hidden matrix, or of any other parameter."""
@@ -126,6 +132,29 @@ def _momentum_options(name: str, chosen: Hyperparameters) -> dict[str, Any]:
         "momentum": own if chosen.momentum is None else chosen.momentum,
         "weight_decay": chosen.weight_decay,
     }
+
+
+# --- Optimizers that keep less ----------------------------------------------------------------
+
+
+def _adafactor(model: nn.Module, chosen: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(
+        _trainable(model), lr=chosen.learning_rate, weight_decay=chosen.weight_decay
+    )
+
+
+def _adamw_8bit(model: nn.Module, chosen: Hyperparameters) -> torch.optim.Optimizer:
+    try:
+        library = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise RuntimeError(
+            'optimizer="adamw-8bit": needs bitsandbytes, which is not installed: pip install '
+            "bitsandbytes; the memory planner needs it not"
+        ) from error
+    made: torch.optim.Optimizer = library.optim.AdamW8bit(
+        _trainable(model), **_adam_options(chosen)
+    )
+    return made
 
 
 # --- Muon -------------------------------------------------------------------------------------
@@ -246,6 +275,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 _ADAM = UpdateRule(state_tensors=2, counts_steps=True, allocates="denominators")
 _MOMENTUM = UpdateRule(state_tensors=1)
+# A tensor of fewer than 4096 numbers is kept in float32.  Sources: Dettmers et al. 2022, and
+# Optimizer2State.init_state of bitsandbytes; its blocks were of 2048 in earlier
+# releases.
+_ADAM_8BIT = UpdateRule(state_tensors=2, keeps="8 bits")
+# Sources: Shazeer and Stern 2018, and torch.optim.Adafactor, which keeps no momentum and goes
+# through the parameters one by one unless it is told otherwise.
+_FACTORED = UpdateRule(state_tensors=1, counts_steps=True, allocates="estimates", keeps="factors")
 _ORTHOGONAL_MOMENTUM = UpdateRule(state_tensors=1, allocates="Newton-Schulz")
 
 OPTIMIZERS: dict[str, NamedOptimizer] = {
@@ -253,7 +289,12 @@ OPTIMIZERS: dict[str, NamedOptimizer] = {
     "adam": NamedOptimizer(_adam, _ADAM),
     "momentum": NamedOptimizer(_sgd("momentum"), _MOMENTUM, momentum=0.9),
     "sgd": NamedOptimizer(_sgd("sgd"), UpdateRule(state_tensors=0)),
+    "adamw-8bit": NamedOptimizer(_adamw_8bit, _ADAM_8BIT, library="bitsandbytes"),
+    "adafactor": NamedOptimizer(_adafactor, _FACTORED),
     "muon": NamedOptimizer(_muon, _ADAM, hidden_rule=_ORTHOGONAL_MOMENTUM, momentum=0.95),
 }
 """The optimizers by name: ``"momentum"`` is SGD with momentum, ``"sgd"`` SGD without (unless it is
 asked for)."""
+
+BUILT_BY_TORCH: tuple[str, ...] = tuple(name for name, o in OPTIMIZERS.items() if not o.library)
+"""Those that need no other library."""

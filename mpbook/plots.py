@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mpbook.notebook import _ipython
+from mpbook.synonyms import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,8 @@ def line(name: str) -> dict[str, Any]:
         ValueError: a name that has no colour.
     """
     if name not in COLOURS:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(COLOURS)}")
+        hint = did_you_mean(name, COLOURS)
+        raise ValueError(f"name={name!r}: expected one of {', '.join(COLOURS)}{hint}")
     return {"color": COLOURS[name], "linestyle": LINE_STYLES.get(name, "-")}
 
 

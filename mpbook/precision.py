@@ -15,9 +15,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from mpbook.low_precision.recipes import RECIPES, Recipe, as_recipe
 from mpbook.notebook import Table
+from mpbook.synonyms import did_you_mean
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
@@ -299,13 +301,27 @@ def as_precision(precision: str | Precision) -> Precision:
         return precision
     if not isinstance(precision, str):
         raise TypeError(f"precision={precision!r}: expected a name or a Precision")
-    short = _ALIASES.get(precision, precision)
+    short = _ALIASES.get(precision.lower(), precision.lower())
     if short in _AMBIGUOUS:
         raise ValueError(f'precision="{precision}": ambiguous, use {_AMBIGUOUS[short]}')
     named = PRECISIONS | QUANTISED
     if precision not in named:
-        raise ValueError(f'precision="{precision}": expected one of {", ".join(named)}')
+        hint = did_you_mean(precision, named)
+        raise ValueError(f'precision="{precision}": expected one of {", ".join(named)}{hint}')
     return named[precision]
+
+
+def cast_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast a module's real floating-point parameters and buffers, in place, and return it.
+
+    ``module.to(dtype)`` would cast complex ones too, to real numbers, and drop the imaginary part.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer.weight = nn.Parameter(torch.tensor([[1 + 2j]]))
+    >>> [str(p.dtype) for p in cast_module(layer, torch.bfloat16).parameters()]
+    ['torch.complex64', 'torch.bfloat16']
+    """
+    return module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:

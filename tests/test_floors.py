@@ -14,8 +14,8 @@ import pytest
 from visits import ROOT
 
 FLOORS = [
-    {"notebook", "optimizers", "device_facts", "tf32", "lint"},
-    {"plots", "device", "models", "data"},
+    {"notebook", "optimizers", "device_facts", "tf32", "nests", "copies", "synonyms", "lint"},
+    {"plots", "device", "models", "decoder", "data"},
     {"formats"},
     {"low_precision"},
     {"precision"},

@@ -10,7 +10,14 @@ import torch
 
 import mpbook.precision
 from mpbook.low_precision import RECIPES
-from mpbook.precision import PRECISIONS, Precision, as_precision, checked_loss_scale, side_by_side
+from mpbook.precision import (
+    PRECISIONS,
+    Precision,
+    as_precision,
+    cast_module,
+    checked_loss_scale,
+    side_by_side,
+)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -172,7 +179,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match=f'precision="{name}": expected one of 32-true') as refused:
         as_precision(name)
     known = [*MEANINGS, *(f"{recipe}-mixed" for recipe in RECIPES)]
-    assert str(refused.value).endswith(": expected one of " + ", ".join(known))
+    assert ": expected one of " + ", ".join(known) in str(refused.value)
 
 
 @pytest.mark.parametrize("thing", [16, None, torch.float16, ["16-mixed"]])
@@ -325,3 +332,35 @@ def test_a_comparison_of_nothing_in_particular_has_all_that_have_a_name() -> Non
 
 def test_docstring_examples_hold() -> None:
     assert doctest.testmod(mpbook.precision).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("16-MIXED", "16-mixed"),
+        ("fp16-mixed", "16-mixed"),
+        ("amp", "16-mixed"),
+        ("bf16_mixed", "bf16-mixed"),
+        ("bfloat16-true", "bf16-true"),
+        ("pure_fp16", "16-true"),
+    ],
+)
+def test_an_unknown_name_gets_the_one_that_was_meant(typed: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        as_precision(typed)
+
+
+@pytest.mark.parametrize("name", ["FP16", "BF16", "Half"])
+def test_capitals_are_as_ambiguous(name: str) -> None:
+    with pytest.raises(ValueError, match="ambiguous"):
+        as_precision(name)
+
+
+def test_a_module_is_cast_but_for_its_complex_numbers() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.spectrum = torch.nn.Parameter(torch.tensor([1 + 2j]))
+    module.register_buffer("count", torch.tensor(3))
+    cast_module(module, torch.float16)
+    assert module.weight.dtype == torch.float16
+    assert torch.equal(module.spectrum, torch.tensor([1 + 2j]))
+    assert module.count.dtype == torch.int64

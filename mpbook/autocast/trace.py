@@ -19,7 +19,6 @@ a kernel adds up.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,13 +30,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mpbook.autocast.dtype_grid import dtype_grid
 from mpbook.autocast.policy import autocast_set, computes, dtype_name
+from mpbook.copies import deep_copy
 from mpbook.device import matmul_emulation, pick
+from mpbook.nests import mapped, real_floats_to, tensors
 from mpbook.notebook import Table
-from mpbook.precision import Precision, as_precision, autocast
+from mpbook.precision import Precision, as_precision, autocast, cast_module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,7 +169,7 @@ class Trace:
 
 def trace_dtypes(
     model: nn.Module,
-    batch: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    batch: Any,
     precision: str | Precision = "16-mixed",
     *,
     loss: Callable[[Any], Tensor] | None = None,
@@ -183,8 +183,8 @@ def trace_dtypes(
 
     Args:
         model: any module, on a CPU or a CUDA GPU.  A compiled one is traced as it was before.
-        batch: a tensor, a tuple of positional or a mapping of keyword arguments, on the model's
-            device.
+        batch: a tensor, a tuple of positional or a mapping of keyword arguments, or any other
+            nest as one argument, on the model's device.
         precision: a `Precision` or the name of one.
         loss: from the model's output to a scalar; the sum of the output if None.
         backward: run the backward pass too.  Without it the model runs under ``no_grad``, as in
@@ -207,9 +207,9 @@ def trace_dtypes(
     original = getattr(model, "_orig_mod", model)  # a compiled model wraps the one it came from
     device = pick(_device(original, batch))
     _warn_of_narrow_weights(original, precision)
-    ours = copy.deepcopy(original)
+    ours = _uncompiled(deep_copy(original, what="model"))
     if not precision.is_mixed:
-        ours = ours.to(precision.parameter_dtype)
+        ours = cast_module(ours, precision.parameter_dtype)
     args, kwargs = _arguments(batch, precision)
     recorder = _Recorder(ours, precision)
     with ExitStack() as stack:
@@ -235,6 +235,16 @@ def trace_dtypes(
     return recorder.trace(with_loss=backward)
 
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model with its compiled parts as they were before: their hooks would not run."""
+    for module in list(model.modules()):
+        module._compiled_call_impl = None
+        for name, child in list(module.named_children()):
+            if hasattr(child, "_orig_mod") and isinstance(child._orig_mod, nn.Module):
+                module._modules[name] = child._orig_mod
+    return model
+
+
 def _device(model: nn.Module, batch: Any) -> torch.device:
     tensors = [*model.parameters(), *model.buffers(), *_tensors(batch)]
     return tensors[0].device if tensors else torch.device("cpu")
@@ -253,27 +263,27 @@ def _warn_of_narrow_weights(model: nn.Module, precision: Precision) -> None:
 
 def _arguments(batch: Any, precision: Precision) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; floating ones in the dtype of the parameters."""
-
-    def convert(value: Any) -> Any:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(precision.parameter_dtype) if floating else value
-
+    batch = mapped(real_floats_to(precision.parameter_dtype), batch)
     if isinstance(batch, Mapping):
-        return (), {name: convert(value) for name, value in batch.items()}
-    positional = batch if isinstance(batch, tuple | list) else (batch,)
-    return tuple(map(convert, positional)), {}
+        return (), dict(batch)
+    by_position = isinstance(batch, tuple | list) and not hasattr(batch, "_fields")
+    return tuple(batch) if by_position else (batch,), {}
 
 
 def _sum(output: Any) -> Tensor:
     """The sum of everything in the output that has a gradient, in float32."""
-    parts = [t.float().sum() for t in _tensors(output) if t.requires_grad]
+    parts = [_real(t).float().sum() for t in _tensors(output) if t.requires_grad]
     if not parts:
         raise ValueError("model: its output has no gradient; pass backward=False")
     return torch.stack(parts).sum()
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
+    return list(tensors(nest))
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
@@ -285,6 +295,11 @@ def _union(old: tuple[str, ...], new: Iterable[str]) -> tuple[str, ...]:
 
 
 # --- Watching ---------------------------------------------------------------------------------
+
+
+def _runs(module: nn.Module) -> bool:
+    """Whether a module has a forward pass of its own, of its class or of this instance."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 @dataclass
@@ -322,7 +337,7 @@ class _Recorder(TorchDispatchMode):
                 _dtypes(p for p in module.parameters(recurse=False)),
             )
             for name, module in model.named_modules()
-            if type(module).forward is not nn.Module.forward  # a ModuleList runs nothing
+            if _runs(module)  # a ModuleList runs nothing
         }
         self.rows[LOSS] = ModuleDtypes(LOSS, "", calls=1)
         # By storage, so that a view of a weight is known too; an empty one has none of its own.
@@ -339,6 +354,8 @@ class _Recorder(TorchDispatchMode):
         """Note when each module begins and ends."""
         handles: list[Any] = []
         for name, module in self.model.named_modules():
+            if (name or MODEL) not in self.rows:
+                continue
             before = partial(self._before, name or MODEL)
             after = partial(self._after, name or MODEL)
             handles += [

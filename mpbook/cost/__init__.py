@@ -2,13 +2,15 @@
 
 * `mpbook.cost.measure` times and counts, `mpbook.cost.live_memory` watches a step's memory.
 * `mpbook.cost.memory_plan` says before a run what it will hold, from what
-  `mpbook.cost.saved_tensors` says a block saves; `mpbook.cost.activation_checkpointing` saves less.
-* `mpbook.cost.roofline` says what bounds the speed.
+  `mpbook.cost.saved_tensors` says a block saves; `mpbook.cost.measured_plan` says it of any model,
+  from steps of two batch sizes; `mpbook.cost.activation_checkpointing` saves less.
+* `mpbook.cost.roofline` says what bounds the speed, of any model by `mpbook.cost.traced_step`.
 
 Taught in "Memory" and "Speed".
 """
 
 from mpbook.cost.activation_checkpointing import Recompute, checkpoint_blocks
+from mpbook.cost.at_peak import MemoryPlan
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import (
     Memory,
@@ -24,13 +26,17 @@ from mpbook.cost.measure import (
     time_calls,
     utilisation,
 )
-from mpbook.cost.memory_plan import MemoryPlan, largest_batch, plan_memory
+from mpbook.cost.measured_plan import MeasuredPlan, MemoryMeasurement, measure_memory
+from mpbook.cost.memory_plan import largest_batch, plan_memory
 from mpbook.cost.roofline import Roof, Work, attainable, gpt_step, measure_roof, ridge_point
 from mpbook.cost.saved_tensors import block_tensors
+from mpbook.cost.traced_step import module_step
 
 __all__ = [
     "LiveMemory",
+    "MeasuredPlan",
     "Memory",
+    "MemoryMeasurement",
     "MemoryPlan",
     "Recompute",
     "Roof",
@@ -45,7 +51,9 @@ __all__ = [
     "gpt_step",
     "interleave",
     "largest_batch",
+    "measure_memory",
     "measure_roof",
+    "module_step",
     "peak_memory",
     "plan_memory",
     "ratios",

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mpbook.cost.measure import parts_of
+
 
 class LiveMemory(TorchDispatchMode):
     """Count the bytes of tensors made inside this context and still alive.
@@ -91,4 +93,6 @@ class LiveMemory(TorchDispatchMode):
 
 
 def _tensors(nest: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+    """The tensors with storage of a nest; of a sparse one, its indices and values."""
+    leaves = (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+    return (part for leaf in leaves for part in parts_of(leaf))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mpbook.cost.flops import Uncounted, formulas
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,35 @@ class Memory:
         return sum(asdict(self).values())
 
 
+def parts_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with storage that one is made of: indices and values, if it is sparse.
+
+    Nothing for one without any, as on the ``meta`` device or oneDNN's own layout.
+
+    >>> [part.nbytes for part in parts_of(torch.eye(3).to_sparse())]
+    [48, 12]
+    """
+    if tensor.layout is torch.strided:
+        if hasattr(tensor, "__tensor_flatten__"):
+            for name in tensor.__tensor_flatten__()[0]:
+                yield from parts_of(getattr(tensor, name))
+        else:
+            yield tensor
+    elif tensor.layout is torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    elif tensor.layout is torch.jagged:
+        nested: Any = tensor
+        yield from (nested.values(), nested.offsets())
+
+
 def count_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Bytes of the storages behind the tensors, each counted once; of sparse ones, their parts'."""
+    parts = (part.untyped_storage() for tensor in tensors for part in parts_of(tensor))
+    storages = {storage.data_ptr(): storage.nbytes() for storage in parts}
     storages.pop(0, None)  # a tensor without elements has no storage of its own
     return sum(storages.values())
 
@@ -71,15 +100,15 @@ def saved_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
     Yields:
         A function that says how many bytes have been saved so far.
     """
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    held = (part for p in (*model.parameters(), *model.buffers()) for part in parts_of(p))
+    own = {part.untyped_storage().data_ptr() for part in held}
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if tensor.layout != torch.strided:  # a sparse one has no storage of its own
-            return tensor
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
+        for part in parts_of(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -246,14 +275,30 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
 def count_flops(function: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention in a call.
 
-    Forward and backward, by `torch.utils.flop_counter.FlopCounterMode`: a multiplication and an
-    addition count as two, everything elementwise as none, and causal attention as if it were full.
-    Torch counts nothing for the fused attention of a CPU.
+    Forward and backward: a multiplication and an addition count as two, everything elementwise as
+    none, and causal attention as if it were full.  `torch.utils.flop_counter.FlopCounterMode`
+    counts, with the formulas of `mpbook.cost.flops` beside its own: recurrent layers, bilinear
+    ones, and the fused attention of a CPU.
+
+    Warns:
+        UserWarning: a custom kernel, or an operator that multiplies and has no formula.
+
+    >>> layer, x = nn.Bilinear(2, 3, 4), torch.ones(5, 2)
+    >>> count_flops(lambda: layer(x, torch.ones(5, 3)))
+    240
     """
     with _without_triton_in_silence():
         from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
+    uncounted = Uncounted(set(counter.flop_registry))
+    with counter, uncounted:
         function()
+    if uncounted.names:
+        warnings.warn(
+            f"count_flops: no formula for {', '.join(sorted(uncounted.names))}, whose operations "
+            "count as 0",
+            stacklevel=2,
+        )
     return int(counter.get_total_flops())
 
 

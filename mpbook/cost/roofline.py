@@ -33,6 +33,7 @@ from mpbook.cost.measure import time_calls
 from mpbook.device_facts import GPUS, GpuFacts
 from mpbook.formats import as_format
 from mpbook.models import GPTConfig
+from mpbook.synonyms import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,8 +144,9 @@ def gpt_step(config: GPTConfig, *, batch: int, format: str) -> tuple[Work, ...]:
         ValueError: a batch below 1, or a format that is not float32, tfloat32, float16 or bfloat16.
     """
     _check(batch=batch)
-    if format not in ("float32", "tfloat32", "float16", "bfloat16"):
-        raise ValueError(f'format="{format}": expected float32, tfloat32, float16 or bfloat16')
+    if format not in (known := ("float32", "tfloat32", "float16", "bfloat16")):
+        hint = did_you_mean(format, known)
+        raise ValueError(f'format="{format}": expected one of {", ".join(known)}{hint}')
     tokens, width, layers = batch * config.context, config.width, config.layers
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
     linear = _total("linear layers", (matmul(tokens, a, b, format) for a, b in shapes), 3 * layers)
@@ -247,7 +249,8 @@ class Roof:
         """
         if format not in self.peaks:
             known = ", ".join(self.peaks)
-            raise ValueError(f'format="{format}": {self.name} has {known}')
+            hint = did_you_mean(format, self.peaks)
+            raise ValueError(f'format="{format}": {self.name} has {known}{hint}')
         return self.peaks[format]
 
     def ridge(self, format: str) -> float:

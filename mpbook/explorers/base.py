@@ -19,6 +19,7 @@ import traitlets
 
 from mpbook.explorers.modules import STATIC
 from mpbook.formats import FloatFormat
+from mpbook.synonyms import did_you_mean
 
 
 class BadTraitError(traitlets.TraitError, ValueError):
@@ -45,7 +46,8 @@ def one_of(name: str, choices: tuple[str, ...]) -> Callable[[Any], Any]:
 
     def check(value: Any) -> Any:
         if value not in choices:
-            raise ValueError(f"{name}={value!r}: expected one of {choices}")
+            hint = did_you_mean(value, choices)
+            raise ValueError(f"{name}={value!r}: expected one of {choices}{hint}")
         return value
 
     return check

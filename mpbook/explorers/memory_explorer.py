@@ -1,4 +1,4 @@
-"""The memory planner: a GPT, a batch and a precision in, every byte of a training step out.
+"""The memory planner: a model, a batch and a precision in, every byte of a training step out.
 
 The formula is `mpbook.cost.memory_plan`'s, written a second time in JavaScript, so that the built
 page answers without a kernel; the tests compare the two.
@@ -14,14 +14,14 @@ from typing import Any
 
 import traitlets
 
+from mpbook.cost.at_peak import MemoryPlan
+from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import (
-    DEVICE_GIB,
-    GPT2_SIZES,
-    RESERVE,
-    MemoryPlan,
+    SIZES,
     largest_batch,
     plan_memory,
 )
+from mpbook.decoder import DecoderConfig
 from mpbook.device_facts import GIB
 from mpbook.explorers.base import Checked, Explorer, one_of
 from mpbook.explorers.census import digits, percent
@@ -30,8 +30,11 @@ from mpbook.models import GPTConfig
 from mpbook.optimizers import OPTIMIZERS, NamedOptimizer
 from mpbook.precision import CURES, PRECISIONS, Precision
 
-MODELS: dict[str, GPTConfig] = {**GPT2_SIZES, "the book's small GPT": GPTConfig()}
+MODELS: dict[str, GPTConfig | DecoderConfig] = {**SIZES, "the book's small GPT": GPTConfig()}
 """Shapes with a name."""
+
+LONGEST = 4096
+"""Tokens of a sequence that a preset begins with, though its context may be longer."""
 
 LARGEST = {"batch": 4096, "sequence": 131072, "accumulation_steps": 1024}
 
@@ -78,17 +81,22 @@ def _devices() -> list[list[Any]]:
 
 
 def _as_shape(shape: Any) -> dict[str, int]:
-    """The fields of a GPT that the page knows; one without bias it does not."""
+    """The fields of a model that the page knows; a GPT without bias it does not."""
     if isinstance(shape, str):
         if shape not in MODELS:
             raise ValueError(f"shape={shape!r}: expected one of {', '.join(MODELS)}")
         shape = MODELS[shape]
-    config = shape if isinstance(shape, GPTConfig) else GPTConfig(**shape)
-    if not config.bias:
-        raise ValueError("shape: has no bias, expected a GPTConfig with bias=True")
+    config = shape if isinstance(shape, GPTConfig | DecoderConfig) else _config_of(shape)
     fields = asdict(config)
-    del fields["bias"]
+    if isinstance(config, GPTConfig):
+        if not config.bias:
+            raise ValueError("shape: has no bias, expected a GPTConfig with bias=True")
+        del fields["bias"]
     return fields
+
+
+def _config_of(fields: dict[str, Any]) -> GPTConfig | DecoderConfig:
+    return DecoderConfig(**fields) if "hidden" in fields else GPTConfig(**fields)
 
 
 def _count(name: str) -> Any:
@@ -112,16 +120,16 @@ def size(count: int) -> str:
 
 
 class MemoryExplorer(Explorer):
-    """Where every byte of training a GPT goes, and on which device it fits.
+    """Where every byte of training a model goes, and on which device it fits.
 
     The traits ``shape``, ``batch``, ``sequence``, ``accumulation_steps``, ``precision``,
     ``optimizer`` and ``checkpointing`` follow the reader, and the picture follows them:
     ``explorer.batch = 16``.
 
     Args:
-        shape: a name of `MODELS`, or a `GPTConfig`.
+        shape: a name of `MODELS`, a `GPTConfig` or a `DecoderConfig`.
         batch: sequences that go through the model at once.
-        sequence: tokens of each; as many as the context if None.
+        sequence: tokens of each; as many as the context, but at most `LONGEST`, if None.
         accumulation_steps: how many such micro-batches make a step.
         precision: a name of `WAYS`.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
@@ -139,6 +147,7 @@ class MemoryExplorer(Explorer):
     _twin_traits = (
         "shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer",
         "checkpointing", "precisions", "optimizers", "presets", "devices", "room",
+        "beside",
     )  # fmt: skip
 
     shape = Checked(_as_shape, _as_shape("GPT-2 124M")).tag(sync=True)
@@ -153,10 +162,11 @@ class MemoryExplorer(Explorer):
     presets = traitlets.List([[n, _as_shape(c)] for n, c in MODELS.items()]).tag(sync=True)
     devices = traitlets.List(_devices()).tag(sync=True)
     room = traitlets.Float(1 - RESERVE).tag(sync=True)
+    beside = traitlets.List([list(pair) for pair in BESIDE_ON_CUDA.items()]).tag(sync=True)
 
     def __init__(
         self,
-        shape: str | GPTConfig = "GPT-2 124M",
+        shape: str | GPTConfig | DecoderConfig = "GPT-2 124M",
         batch: int = 8,
         *,
         sequence: int | None = None,
@@ -169,7 +179,7 @@ class MemoryExplorer(Explorer):
         found = _as_shape(shape)
         chosen: dict[str, Any] = dict(precision=precision, optimizer=optimizer)
         chosen |= dict(accumulation_steps=accumulation_steps, checkpointing=checkpointing)
-        length = found["context"] if sequence is None else sequence
+        length = min(found["context"], LONGEST) if sequence is None else sequence
         super().__init__(shape=found, batch=batch, sequence=length, **chosen, **traits)
 
     @property
@@ -178,10 +188,9 @@ class MemoryExplorer(Explorer):
         return plan_memory(self._config, batch_size=self.batch, **self._options)
 
     @property
-    def _config(self) -> GPTConfig:
+    def _config(self) -> GPTConfig | DecoderConfig:
         """The shape, with a context that is long enough."""
-        shape = {**self.shape, "context": max(self.shape["context"], self.sequence)}
-        return GPTConfig(**shape)
+        return _config_of({**self.shape, "context": max(self.shape["context"], self.sequence)})
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -198,7 +207,8 @@ class MemoryExplorer(Explorer):
     def _name(self) -> str:
         same = (name for name, config in MODELS.items() if _as_shape(config) == self.shape)
         blocks, width = self.shape["layers"], self.shape["width"]
-        return next(same, f"A GPT of {_in_words(blocks, 'block')} and width {width}")
+        kind = "decoder" if "hidden" in self.shape else "GPT"
+        return next(same, f"A {kind} of {_in_words(blocks, 'block')} and width {width}")
 
     def largest_batches(self) -> dict[str, int]:
         """By device, the largest batch whose peak leaves the reserve free."""
@@ -213,6 +223,11 @@ class MemoryExplorer(Explorer):
             f"<tr><th scope='row'>{name}</th><td>{size(count)}</td></tr>"
             for name, count in plan.at_peak.items()
             if count
+        )
+        parts += "".join(
+            f"<tr><th scope='row'>{name}, beside the peak (stated by others)</th>"
+            f"<td>{size(count)}</td></tr>"
+            for name, count in BESIDE_ON_CUDA.items()
         )
         batches = "".join(
             f"<tr><th scope='row'>{name}</th><td>batch {batch}</td></tr>"

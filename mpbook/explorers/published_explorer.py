@@ -20,6 +20,7 @@ from mpbook.evidence.published.figures import plural
 from mpbook.evidence.published.reading import GENERATIONS
 from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
 from mpbook.explorers.modules import STATIC, linked
+from mpbook.synonyms import did_you_mean
 
 QUANTITIES = {
     "speed": "times as fast",
@@ -84,7 +85,9 @@ class PublishedExplorer(Explorer):
         field = "id" if name == "chosen" else name
         known = dict.fromkeys(row[field] for row in self.rows)
         if value and value not in known:
-            raise BadTraitError(f"{name}={value!r}: expected one of {', '.join(known)}, or ''")
+            hint = did_you_mean(value, known)
+            names = ", ".join(known)
+            raise BadTraitError(f"{name}={value!r}: expected one of {names}, or ''{hint}")
         return str(value)
 
     def selected(self) -> Figures:

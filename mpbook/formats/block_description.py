@@ -7,11 +7,11 @@ Its chapter, "FP8 and below", is not written yet.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from mpbook.formats.description import FloatFormat, as_format
+from mpbook.synonyms import did_you_mean
 
 BlockShape = Literal["tensor", "row"] | tuple[int, int]
 
@@ -110,8 +110,7 @@ def as_block_format(block_format: str | BlockFormat) -> BlockFormat:
     if not isinstance(block_format, str):
         raise TypeError(f"block_format={block_format!r}: expected a name or a BlockFormat")
     if block_format not in BLOCK_FORMATS:
-        close = difflib.get_close_matches(block_format, BLOCK_FORMATS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(block_format, BLOCK_FORMATS)
         names = ", ".join(BLOCK_FORMATS)
         raise ValueError(f"block_format={block_format!r}: expected one of {names}{hint}")
     return BLOCK_FORMATS[block_format]

@@ -14,7 +14,6 @@ Taught in the chapter "Precision formats".
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from mpbook.formats.counter_hash import draw_keys, hash_counters_
+from mpbook.synonyms import did_you_mean
 
 Specials = Literal["inf_nan", "nan", "none", "nan_is_negative_zero"]
 Rounding = Literal["nearest-even", "toward-zero", "up", "down", "stochastic"]
@@ -220,8 +220,7 @@ def as_format(format: str | torch.dtype | FloatFormat) -> FloatFormat:
         raise TypeError(f"format={format!r}: expected a name, a torch.dtype or a FloatFormat")
     name = str(format).removeprefix("torch.")
     if name not in FORMATS:
-        close = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, FORMATS)
         raise ValueError(f"format={name!r}: expected one of {', '.join(FORMATS)}{hint}")
     return FORMATS[name]
 

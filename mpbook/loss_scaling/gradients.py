@@ -65,8 +65,7 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
             f"model: no parameter of this {type(model).__name__} has a gradient; expected a call "
             "between backward() and zero_grad()"
         )
-    values = [g._values() if g.is_sparse else g for g in named.values()]
-    finite = _are_finite(values).tolist()
+    finite = _are_finite(list(named.values())).tolist()
     return [name for name, good in zip(named, finite, strict=True) if not good]
 
 
@@ -79,11 +78,25 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return _are_finite(tensors).all() if tensors else torch.tensor(True)
 
 
+def numbers_of(gradient: Tensor) -> Tensor:
+    """A gradient as a dense tensor of real numbers: of a sparse one, those that it holds.
+
+    A sparse gradient may hold several numbers for one place; they are added up.
+
+    >>> numbers_of(torch.tensor([3 + 4j]))
+    tensor([[3., 4.]])
+    """
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
 def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
     """One bool for each tensor, on the first one's device."""
     # A tensor's smallest and largest element show every infinity, and NaN is passed on.  This is
     # one pass, and several times as fast on a CPU as isfinite().all(), which stores what it finds.
-    extremes = [(t if t.numel() else t.new_zeros(1)).aminmax() for t in tensors]
+    values = [numbers_of(t) for t in tensors]
+    extremes = [(t if t.numel() else t.new_zeros(1)).aminmax() for t in values]
     device = tensors[0].device
     flat = torch.stack([value.to(device) for pair in extremes for value in pair])
     return flat.isfinite().view(-1, 2).all(dim=1)

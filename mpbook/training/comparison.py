@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mpbook.cost.measure import Spread, ratios
 from mpbook.notebook import Table
+from mpbook.synonyms import did_you_mean
 from mpbook.training.comparison_figure import draw
 from mpbook.training.paired import PairedDifference
 from mpbook.training.run import Run
@@ -245,5 +246,6 @@ def one_of(argument: str, value: str, known: Collection[str]) -> str:
         ValueError: it is not.
     """
     if value not in known:
-        raise ValueError(f'{argument}="{value}": expected one of {", ".join(known)}')
+        hint = did_you_mean(value, known)
+        raise ValueError(f'{argument}="{value}": expected one of {", ".join(known)}{hint}')
     return value

@@ -24,6 +24,7 @@ from mpbook.device import name as device_name
 from mpbook.device import pick
 from mpbook.master_weights import Float32Updates
 from mpbook.models import parameter_count
+from mpbook.nests import kind, length
 from mpbook.notebook import Progress
 from mpbook.precision import Precision, as_precision
 from mpbook.training import resume
@@ -54,7 +55,8 @@ def train(
     same weights; the trained copy is ``Run.model``.
 
     Args:
-        model: any module from one input tensor to one output tensor.
+        model: any module.  A tuple of inputs reaches it by position, a mapping by name, all else
+            as one argument; what it returns goes to the loss.
         data: `mpbook.data.Examples`, a `ByteCorpus`, or anything with their methods.
         precision: a `Precision` or the name of one.
         steps: updates to make.
@@ -74,6 +76,7 @@ def train(
     """
     precision, chosen = as_precision(precision), pick(device)
     options = Settings(steps=steps, **settings)
+    _check_data(data)
     if save_every is not None and (save_to is None or save_every < 1):
         raise ValueError(f"save_every={save_every}: expected at least 1, and save_to, the file")
     data = data.to(chosen)
@@ -108,7 +111,7 @@ def _loop(
         for step in range(first, settings.steps):
             for group, rate in zip(trainer.optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * settings.rate_factor(step)
-            inputs, targets = data.sample(_examples(settings), trainer.generator)
+            inputs, targets = _pair(data.sample(_examples(settings), trainer.generator))
             scale = trainer.scaler.loss_scale
             if step == first:  # outside the clock: it counts memory, and warms caches up
                 loss, norm, updated = _measured_step(trainer, run, inputs, targets, step)
@@ -137,6 +140,25 @@ def _loop(
         _finish(trainer, data, run, seconds, timed_steps=run.steps - first - 1)
 
 
+def _check_data(data: Any) -> None:
+    missing = [name for name in ("to", "sample", "validation") if not hasattr(data, name)]
+    if missing:
+        raise TypeError(
+            f"data: a {kind(data)}, which has no {missing[0]}(); expected mpbook.data.Examples("
+            "inputs, targets), whose inputs may be a tensor, a tuple or a dict of them"
+        )
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """A batch as inputs and targets."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(
+            f"data: sample() gives a {kind(batch)}, expected a pair of inputs and targets; of a "
+            'dict that has both: (batch, batch["labels"])'
+        )
+    return batch[0], batch[1]
+
+
 def _examples(settings: Settings) -> int:
     """Of a step: of all its micro-batches."""
     return settings.batch_size * settings.accumulation_steps
@@ -154,7 +176,7 @@ def _finish(trainer: Trainer, data: Data, run: Run, seconds: float, *, timed_ste
 
 
 def _watched_step(
-    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
+    trainer: Trainer, run: Run, inputs: Any, targets: Any, step: int
 ) -> tuple[Tensor, Tensor, bool]:
     """One step, which counts the updates that rounding swallows if it is time to."""
     every = trainer.settings.count_lost_updates_every
@@ -169,7 +191,7 @@ def _watched_step(
 
 
 def _measured_step(
-    trainer: Trainer, run: Run, inputs: Tensor, targets: Tensor, step: int
+    trainer: Trainer, run: Run, inputs: Any, targets: Any, step: int
 ) -> tuple[Tensor, Tensor, bool]:
     """The first step, which also counts what a step holds in memory.
 
@@ -197,7 +219,7 @@ def _most_saved(trainer: Trainer) -> Iterator[Callable[[], int]]:
     counts: list[Callable[[], int]] = []
     loss_of_batch = trainer.loss
 
-    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(inputs: Any, targets: Any) -> Tensor:
         counting.close()  # the backward pass of the one before has freed what it had saved
         counts.append(counting.enter_context(saved_for_backward(trainer.model)))
         return loss_of_batch(inputs, targets)
@@ -222,9 +244,11 @@ def _validate(trainer: Trainer, data: Data, run: Run) -> None:
         return
     trainer.model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for inputs, targets in data.validation(trainer.settings.batch_size):
-        total += trainer.loss(inputs, targets).double().cpu() * len(inputs)
-        count += len(inputs)
+    for batch in data.validation(trainer.settings.batch_size):
+        inputs, targets = _pair(batch)
+        examples = length((inputs, targets))
+        total += trainer.loss(inputs, targets).double().cpu() * examples
+        count += examples
     trainer.model.train()
     if count:
         run.validation_losses.append((run.steps, (total / count).item()))

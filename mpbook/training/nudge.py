@@ -7,10 +7,10 @@ is chaos, and a precision that moves it no further has shown nothing of its own.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from mpbook.copies import deep_copy
 
 
 def nudged(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
@@ -31,7 +31,7 @@ def nudged(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     >>> nudged(layer, dtype=torch.bfloat16).weight.item()
     -1.0078125
     """
-    ours = copy.deepcopy(model)
+    ours = deep_copy(model, what="model")
     trainable = [p for p in ours.parameters() if p.requires_grad and p.count_nonzero()]
     if not trainable:
         raise ValueError(f"model: {type(model).__name__} has no trainable weight that is not 0")

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mpbook import optimizers
 from mpbook.loss_scaling import GROWTH_INTERVAL
+from mpbook.nests import kind
 from mpbook.optimizers import Hyperparameters
 from mpbook.training.description import describe
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -29,7 +30,17 @@ _COUNTS = (
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (..., classes) for integer targets (...)."""
+    """Mean cross-entropy of logits (..., classes) for integer targets (...).
+
+    Raises:
+        TypeError: anything but tensors.
+    """
+    for name, value in {"outputs": logits, "targets": targets}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"loss: cross_entropy takes tensors, and the {name} are a {kind(value)}; expected "
+                "a function of both, such as loss=lambda outputs, targets: outputs['loss']"
+            )
     return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.flatten())
 
 
@@ -49,7 +60,7 @@ class Settings:
         warmup_steps: over which the rate rises from 0.
         decay: of the rate after warm-up, to 0 at ``steps``.
         clip_norm: largest norm of the unscaled gradients, or None.
-        loss: of float32 outputs and targets, to a scalar.
+        loss: of the model's outputs, in float32, and the targets, to a scalar.
         validate_every: steps between validations; one is always made at the end.
         count_lost_updates_every: steps between those at which the updates that rounding swallows
             are counted, the first of all included; each costs a second update.

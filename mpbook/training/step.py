@@ -16,18 +16,21 @@ unless ``parameter.grad_dtype`` says otherwise:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpbook.copies import deep_copy
 from mpbook.device import compiled
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
+from mpbook.loss_scaling.gradients import numbers_of
 from mpbook.low_precision import advance, convert
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
-from mpbook.precision import Precision, autocast
+from mpbook.nests import called, chunks, length, mapped, real_floats_to, tensors
+from mpbook.precision import Precision, autocast, cast_module
 from mpbook.training.settings import Loss, Settings
 
 
@@ -48,26 +51,30 @@ class Trainer:
         # The loss function too: float32 logits are the largest tensor of a language model.
         self._loss_of = compiled(loss_of) if self.compiled else loss_of
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""
         return self._loss_of(self.model, self.precision, self.settings.loss, inputs, targets)
 
 
 def loss_of(
-    model: nn.Module, precision: Precision, loss: Loss, inputs: Tensor, targets: Tensor
+    model: nn.Module, precision: Precision, loss: Loss, inputs: Any, targets: Any
 ) -> Tensor:
-    """The loss of a batch: the model in a precision, the loss function in float32."""
-    if inputs.is_floating_point():
-        inputs = inputs.to(precision.parameter_dtype)
-    with autocast(precision, targets.device):
-        outputs = model(inputs)
-    return loss(outputs.float(), targets)
+    """The loss of a batch: the model in a precision, the loss function in float32.
+
+    Inputs, outputs and targets may be nests (`mpbook.nests`): a tuple of inputs goes to the model
+    by position, a mapping by name.  Complex numbers stay as they are.
+    """
+    device = next(tensors((inputs, targets))).device
+    inputs = mapped(real_floats_to(precision.parameter_dtype), inputs)
+    with autocast(precision, device):
+        outputs = called(model, inputs)
+    return loss(mapped(real_floats_to(torch.float32), outputs), targets)
 
 
 def training_step(
     trainer: Trainer,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any,
 ) -> tuple[Tensor, Tensor, bool]:
     """One step of training: the recipe of this book.
 
@@ -82,7 +89,7 @@ def training_step(
     micro_batches = split(inputs, targets, trainer.settings.accumulation_steps)
     optimizer.zero_grad()
 
-    total = torch.zeros((), device=targets.device)
+    total = torch.zeros((), device=trainer.device)
     for some_inputs, some_targets in micro_batches:
         loss = trainer.loss(some_inputs, some_targets) / len(micro_batches)  # forward in 16 bits
         scaler.scale(loss).backward()  # backward in 16 bits
@@ -100,23 +107,27 @@ def training_step(
     return total, norm, updated
 
 
-def split(inputs: Tensor, targets: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
+def split(inputs: Any, targets: Any, parts: int) -> list[tuple[Any, Any]]:
     """A batch as micro-batches of one size.
 
     Raises:
-        ValueError: a batch that does not divide.
+        ValueError: a batch that does not divide, or whose tensors differ in their length.
     """
-    if len(inputs) % parts:
+    if parts == 1:
+        return [(inputs, targets)]
+    examples = length((inputs, targets))
+    if examples % parts:
         raise ValueError(
-            f"accumulation_steps={parts}: a batch of {len(inputs)} does not divide into as many "
+            f"accumulation_steps={parts}: a batch of {examples} does not divide into as many "
             "micro-batches of one size"
         )
-    return list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+    return list(zip(chunks(inputs, parts), chunks(targets, parts), strict=True))
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together, computed in float32."""
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+    numbers = map(numbers_of, gradients)
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in numbers]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
 
 
@@ -124,7 +135,8 @@ def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
     """Scale the gradients down in place so that their norm is at most ``largest``."""
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(factor.to(gradient.dtype))
+        values = gradient._values() if gradient.is_sparse else gradient
+        values.mul_(factor.to(values.dtype))
 
 
 def prepare(
@@ -142,7 +154,8 @@ def prepare(
     Raises:
         ValueError: a model with nothing to train.
     """
-    ours = copy.deepcopy(model).to(device=device, dtype=precision.parameter_dtype).train()
+    copied = deep_copy(model, what="model")
+    ours = cast_module(copied.to(device), precision.parameter_dtype).train()
     if not any(p.requires_grad for p in ours.parameters()):
         raise ValueError(f"model: {type(model).__name__} has no trainable parameters")
     if precision.recipe is not None:

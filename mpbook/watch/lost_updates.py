@@ -2,7 +2,14 @@
 
 An update is **lost** where a float32 weight would have moved and what is stored of the weight does
 not change at all: the weight itself, with the master copy or the compensation that
-`mpbook.master_weights` keeps beside it.  Float32 weights lose none, by this definition.
+`mpbook.master_weights` keeps beside it.  Float32 weights lose none, by this definition.  It is lost
+as well where float32 would have had a finite weight and the stored one becomes infinite or NaN, as
+with Adam's in float16, whose ``eps`` of 1e-8 is 0 there.
+
+Two more things are counted beside the updates, since no update shows them.  **Not finite**: weights
+that a step, for whatever reason, has made infinite or NaN.  **Additions lost**: where gradients of
+several backward passes add up in a 16-bit ``grad``, those that it swallows; the step that follows
+takes what is left for the gradient.
 
 What float32 would have done is not estimated.  For a plain optimizer, just before its step a
 *shadow* of it is made: the same gradients, the same state and the same options, all in float32.
@@ -20,11 +27,11 @@ Taught in the chapter "Master weights".
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +41,11 @@ from mpbook.master_weights import (
     SIXTEEN_BIT,
     Float32Updates,
     StochasticRounding,
-    in_float32,
     parameters_of,
-    without_hooks,
 )
 from mpbook.notebook import Table
-from mpbook.watch.optimizer_steps import with_wrapped
+from mpbook.watch.float32_shadow import differ, moves_in_float32
+from mpbook.watch.optimizer_steps import told_to_skip, with_wrapped
 
 
 @dataclass
@@ -53,11 +59,17 @@ class LostUpdates:
         steps: which of the steps that the optimizer made were looked at, counted from 0.
         counts: for each of them int64 (parameters, 3): updates, lost ones, and those after which
             the weight itself had not moved.
+        nonfinite_counts: for each of them int64 (parameters, 2): weights that were finite before,
+            and those of them that no longer are.
+        addition_counts: by parameter, int64 (2): numbers that were not 0 and were added to a
+            16-bit gradient, and those that left it as it was.
     """
 
     names: list[str]
     steps: list[int] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list, repr=False)
+    nonfinite_counts: list[Tensor] = field(default_factory=list, repr=False)
+    addition_counts: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def fraction(self) -> float:
@@ -68,6 +80,22 @@ class LostUpdates:
     def unmoved(self) -> float:
         """Updates that left the weight itself where it was, as a fraction of all."""
         return _ratio(self._totals().sum(0), of=2)
+
+    @property
+    def nonfinite(self) -> float:
+        """Weights that a step made infinite or NaN, as a fraction of all that were finite."""
+        if not self.nonfinite_counts:
+            return math.nan
+        return _ratio(torch.stack(self.nonfinite_counts).cpu().sum((0, 1)), of=1)
+
+    @property
+    def additions_lost(self) -> float:
+        """Additions to 16-bit gradients that changed nothing, as a fraction of all.
+
+        NaN where no gradient was added to one that was there already.
+        """
+        counts = [count.cpu() for count in self.addition_counts.values()]
+        return _ratio(torch.stack(counts).sum(0), of=1) if counts else math.nan
 
     @property
     def by_step(self) -> list[float]:
@@ -81,11 +109,26 @@ class LostUpdates:
         return {name: _ratio(row, of=1) for name, row in zip(self.names, totals, strict=True)}
 
     def table(self) -> Table:
-        """Updates, and the fractions that are lost and unmoved, by parameter and for all."""
+        """Updates, and the fractions that are lost, unmoved and so on, by parameter and for all.
+
+        Weights that are not finite and additions that are lost have a column if there are any.
+        """
         totals = self._totals()
         named = [*zip(self.names, totals, strict=True), ("all", totals.sum(0))]
         rows = [[name, int(row[0]), _ratio(row, of=1), _ratio(row, of=2)] for name, row in named]
-        return Table(["parameter", "updates", "lost", "weight unmoved"], rows)
+        header = ["parameter", "updates", "lost", "weight unmoved"]
+        if self.nonfinite > 0:
+            header.append("not finite after")
+            counts = torch.stack(self.nonfinite_counts).cpu().sum(0)
+            for row, count in zip(rows, [*counts, counts.sum(0)], strict=True):
+                row.append(_ratio(count, of=1))
+        if self.addition_counts:
+            header.append("additions lost")
+            none = torch.zeros(2)
+            for row in rows[:-1]:
+                row.append(_ratio(self.addition_counts.get(str(row[0]), none), of=1))
+            rows[-1].append(self.additions_lost)
+        return Table(header, rows)
 
     def _stacked(self) -> Tensor:
         """All counts on the CPU, fetched at once: (steps, parameters, 3)."""
@@ -108,6 +151,9 @@ def updates_lost(
 ) -> Iterator[LostUpdates]:
     """Count the updates that rounding swallows while the ``with`` block trains.
 
+    Weights that a step leaves infinite or NaN are counted too, and so are the additions to 16-bit
+    gradients, of several backward passes, that round to nothing: these in every step.
+
     Training goes on exactly as without: not a bit of weights, optimizer or random state differs.
     Any torch optimizer whose step needs no closure will do, over float16, bfloat16 or float32
     parameters, and any wrapper of `mpbook.master_weights`, also inside the wrapper of another
@@ -123,7 +169,8 @@ def updates_lost(
 
     Raises:
         ValueError: ``every`` below 1, or an optimizer that has no parameter of this model; at a
-            step, a closure for an optimizer that is not wrapped.
+            step, a closure for an optimizer that is not wrapped, or an optimizer that holds what
+            cannot be copied (a lock can).
 
     >>> layer = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     >>> weight = nn.init.ones_(layer.weight)
@@ -139,6 +186,7 @@ def updates_lost(
         watch.watched.register_step_pre_hook(watch.before),
         watch.watched.register_step_post_hook(watch.updated),
         watch.outer.register_step_post_hook(watch.after),  # a wrapper has rounded only by now
+        *watch.on_additions(),
     ]
     try:
         yield watch.lost
@@ -169,11 +217,36 @@ class _Watch:
         self.stored: list[list[Tensor]] = []
         self.start: list[Tensor] = []
         self.moves: list[Tensor] = []
+        self.sound: list[Tensor] = []
+
+    def on_additions(self) -> list[Any]:
+        """Hooks that count what is added to 16-bit gradients."""
+        return [
+            parameter.register_hook(partial(self._added, name, parameter))
+            for name, parameter in zip(self.lost.names, self.parameters, strict=True)
+            if parameter.requires_grad and parameter.dtype in SIXTEEN_BIT
+        ]
+
+    @torch.no_grad()
+    def _added(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
+        """Count what the coming addition swallows: the same sum, in the same dtype."""
+        held = parameter.grad
+        strided = gradient.layout is torch.strided
+        if held is None or not strided or held.dtype not in SIXTEEN_BIT:
+            return
+        added = (gradient != 0) & gradient.isfinite() & held.isfinite()
+        swallowed = added & (held + gradient.to(held.dtype) == held)
+        counts = torch.stack([added.sum(), swallowed.sum()])
+        before = self.lost.addition_counts.get(name)
+        self.lost.addition_counts[name] = counts if before is None else before + counts
 
     @torch.no_grad()
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Note what there is, and let the shadow of a plain optimizer take its step."""
-        self.moves, self.start, self.stepping = [], [], True
+        self.moves, self.start, self.stepping = [], [], False
+        if told_to_skip(with_wrapped(self.outer)):
+            return
+        self.stepping = True
         if self.steps % self.every:
             return
         self.stored = [[tensor.clone() for tensor in self._stored(p)] for p in self.parameters]
@@ -182,13 +255,14 @@ class _Watch:
         elif any(closure is not None for closure in (*args[1:], *kwargs.values())):
             raise ValueError("closure: gradients that step() computes itself cannot be watched")
         else:
-            self.moves = _moves_in_float32(optimizer, self.parameters)
+            self.moves, self.sound = moves_in_float32(optimizer, self.parameters)
 
     @torch.no_grad()
     def updated(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Note what a wrapped optimizer has changed in float32, before it is rounded."""
         if self.start:
-            self.moves = list(map(_differ, self.updating, self.start))
+            self.moves = list(map(differ, self.updating, self.start))
+            self.sound = [tensor.isfinite() for tensor in self.updating]
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -196,10 +270,16 @@ class _Watch:
         if not self.stepping:  # a step that calls its parent's runs the hooks twice, nested
             return
         if self.moves:
-            counts = list(map(self._count, self.parameters, self.stored, self.moves))
+            given = (self.parameters, self.stored, self.moves, self.sound)
+            counts = [self._count(*one) for one in zip(*given, strict=True)]
             self.lost.steps.append(self.steps)
-            self.lost.counts.append(torch.stack([count.to(counts[0].device) for count in counts]))
-        self.stored, self.start, self.moves, self.stepping = [], [], [], False
+            self.lost.counts.append(_stacked(counts))
+            broken = [
+                _broken(p, old[0]) for p, old in zip(self.parameters, self.stored, strict=True)
+            ]
+            self.lost.nonfinite_counts.append(_stacked(broken))
+        self.stored, self.start, self.moves, self.sound = [], [], [], []
+        self.stepping = False
         self.steps += 1
 
     def _stored(self, parameter: Tensor) -> list[Tensor]:
@@ -207,60 +287,31 @@ class _Watch:
         kept = {} if self.wrapper is None else self.wrapper.kept
         return [parameter, kept[parameter]] if parameter in kept else [parameter]
 
-    def _count(self, parameter: Tensor, stored: list[Tensor], moves: Tensor) -> Tensor:
+    def _count(
+        self, parameter: Tensor, stored: list[Tensor], moves: Tensor, sound: Tensor
+    ) -> Tensor:
         """Updates, lost ones, and those after which the weight has not moved."""
-        changes = list(map(_differ, self._stored(parameter), stored))
+        changes = list(map(differ, self._stored(parameter), stored))
         unmoved = moves & ~changes[0]
         lost = moves & ~torch.stack(changes).any(0)
         if isinstance(self.wrapper, StochasticRounding):
             lost = torch.zeros_like(lost)  # another draw would have moved it
+        lost |= moves & sound & ~parameter.isfinite()
         return torch.stack([moves.sum(), lost.sum(), unmoved.sum()])
+
+
+def _stacked(counts: list[Tensor]) -> Tensor:
+    """Counts of all parameters on the device of the first."""
+    return torch.stack([count.to(counts[0].device) for count in counts])
+
+
+def _broken(parameter: Tensor, before: Tensor) -> Tensor:
+    """Weights that were finite, and those of them that no longer are."""
+    finite = before.isfinite()
+    return torch.stack([finite.sum(), (finite & ~parameter.isfinite()).sum()])
 
 
 def _that_updates(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The wrapper of `mpbook.master_weights` or the plain optimizer inside whatever wraps it."""
     found = with_wrapped(optimizer)
     return next((one for one in found if isinstance(one, Float32Updates)), found[-1])
-
-
-def _moves_in_float32(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
-    """Where the optimizer's coming step would move a float32 weight."""
-    shadow, stands_in = _float32_shadow(optimizer)
-    step: Any = type(optimizer).step
-    if hasattr(step, "hooked"):  # hooks on all optimizers are not meant for shadows
-        step = step.__wrapped__
-    devices = {p.device for p in parameters if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        step(shadow)
-    return [_differ(stands_in[p], p.to(stands_in[p].dtype)) for p in parameters]
-
-
-def _float32_shadow(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[torch.optim.Optimizer, dict[Tensor, Tensor]]:
-    """A copy of the optimizer over float32 copies of its parameters, with gradients and state.
-
-    Whatever the optimizer refers to is copied with it; the memo of `copy.deepcopy` puts the float32
-    copies wherever the parameters stood.
-    """
-    stands_in = {p: _in_float32_with_gradient(p) for p in parameters_of(optimizer)}
-    memo: dict[int, Any] = {id(p): stand_in for p, stand_in in stands_in.items()}
-    shadow = object.__new__(type(optimizer))
-    shadow.__dict__.update(copy.deepcopy(without_hooks(optimizer), memo))
-    torch.optim.Optimizer.__setstate__(shadow, {})  # no hooks
-    for parameter in shadow.state:
-        shadow.state[parameter] = in_float32(shadow.state[parameter])
-    return shadow, stands_in
-
-
-def _in_float32_with_gradient(parameter: Tensor) -> Tensor:
-    dtype = torch.float32 if parameter.dtype in SIXTEEN_BIT else parameter.dtype
-    stand_in = nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad)
-    if parameter.grad is not None:
-        stand_in.grad = parameter.grad.to(dtype, copy=True)
-    return stand_in
-
-
-def _differ(left: Tensor, right: Tensor) -> Tensor:
-    """Where two tensors differ; NaN does not differ from NaN, nor 0 from -0."""
-    return (left != right) & ~(left.isnan() & right.isnan())

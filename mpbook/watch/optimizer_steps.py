@@ -81,6 +81,12 @@ def _tensors(nest: object, *, depth: int) -> Iterator[Tensor]:
             yield from _tensors(value, depth=depth - 1)
 
 
+def told_to_skip(optimizers: list[Any]) -> bool:
+    """Whether `torch.amp.GradScaler` has told one of them, a fused one, to skip by itself."""
+    found = [vars(optimizer).get("found_inf") for optimizer in optimizers]
+    return any(bool(one) for one in found if one is not None)
+
+
 class StepWatch:
     """Calls one function when a step begins and another when it has ended.
 
@@ -113,7 +119,11 @@ class StepWatch:
             self._forget()  # that step has failed
         if self._outermost is None:
             self._outermost = sys._getframe(1)
-        if not self._made and id(optimizer) in self._innermost and not self._told_to_skip():
+        if (
+            not self._made
+            and id(optimizer) in self._innermost
+            and not told_to_skip(self.optimizers)
+        ):
             self._made = True
             self._begun()
 
@@ -126,10 +136,6 @@ class StepWatch:
 
     def _forget(self) -> None:
         self._outermost, self._made = None, False
-
-    def _told_to_skip(self) -> bool:
-        found = [vars(optimizer).get("found_inf") for optimizer in self.optimizers]
-        return any(bool(one) for one in found if one is not None)
 
 
 def _has_hooks(optimizer: Any) -> bool:

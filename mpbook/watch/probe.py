@@ -21,9 +21,14 @@ where several passes accumulate, each counts on its own, and not their sum.  A w
 share is one weight, under its first name.  Tensors that are not real floating-point are passed by,
 and so is what compiled code computes, or a transform of `torch.func`.
 
-What does not show.  An activation is seen where a module puts it out.  What is computed inside of a
-module, such as the products of an attention before the softmax, may overflow unseen: put what you
-suspect into a module of its own, as small as ``nn.Identity``.
+What is computed inside of a module, or outside of the model in the loss, is not counted.  But where
+activations are watched, each operator of the forward pass is looked at once it has run
+(`mpbook.watch.operators_within`), so that the verdict knows of products of attention beyond 65504
+before their scale.  What the verdict has not seen, it names: then it is not "not needed".
+
+What counts that you may not mean.  Every pass through the model counts, whoever makes it: the
+discriminator of a GAN also runs in the generator's step, and those gradients are no part of its
+own.  Leave a pass out by ``with probe.paused():``.
 
 What it costs.  Counting takes a few operations an element, in float64 on a GPU, which is not
 waited for, but by a fused optimizer under a `torch.amp.GradScaler`; `updates` keep a copy of the
@@ -34,19 +39,31 @@ Source: the census of Micikevicius et al. 2018, section 3.2.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from mpbook.precision import checked_loss_scale
-from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides, is_optimizer
-from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report
-
-Scale = float | Tensor
+from mpbook.watch.binades import BinCounter
+from mpbook.watch.histograms import Histogram
+from mpbook.watch.operators_within import OperatorsWithin
+from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides
+from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report, Sights
+from mpbook.watch.rounded_sums import RoundedSums, channel_of
+from mpbook.watch.watchable import (
+    Entered,
+    Scale,
+    check_model,
+    check_optimizer,
+    check_scale,
+    chosen_modules,
+    compiled_parts,
+    floating_tensors,
+    is_replay,
+    out_of_reach,
+)
 
 
 class Probe(Report):
@@ -84,7 +101,7 @@ class Probe(Report):
     ):
         if kinds is None:
             kinds = [kind for kind in KINDS if kind != "updates" or optimizer is not None]
-        self._modules = _chosen_modules(model, modules)
+        self._modules = chosen_modules(model, modules)
         self._parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         super().__init__(
             kinds,
@@ -97,19 +114,22 @@ class Probe(Report):
         self._handles: list[Any] = []
         self._hooked: set[str] = set()
         self._before: dict[str, Tensor] = {}
+        self._paused = False
+        self._within = OperatorsWithin(model, lambda: self._watching)
+        self._sums, self._inputs = RoundedSums(), BinCounter()
         self._check()
 
     def _check(self) -> None:
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every={self.every!r}: expected a whole number of steps, at least 1")
-        _check_model(self.model)
+        check_model(self.model)
         if self.optimizer is None:
             if "updates" in self.kinds:
                 raise ValueError('kinds: "updates" need an optimizer, whose steps make them')
         else:
-            _check_optimizer(self.optimizer, self.model)
+            check_optimizer(self.optimizer, self.model)
         if self.loss_scale is not None and not callable(self.loss_scale):
-            _check_scale(self.loss_scale)
+            check_scale(self.loss_scale)
 
     def __enter__(self) -> Probe:
         if self._handles:
@@ -124,8 +144,42 @@ class Probe(Report):
     def __exit__(self, *exception: object) -> None:
         self._remove()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing inside: a pass through the model that is not its own, as in a GAN.
+
+        >>> layer = nn.Linear(1, 1)
+        >>> with Probe(layer) as probe, probe.paused():
+        ...     _ = layer(torch.ones(1, 1))
+        >>> probe.steps, probe.layers("activations")
+        (0, [])
+        """
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def count(self, kind: Kind, layer: str, x: Tensor, *, divisor: float | Tensor = 1.0) -> None:
+        """Count the values of ``x / divisor``."""
+        with self._within.paused():
+            super().count(kind, layer, x, divisor=divisor)
+
+    def _sights(self) -> Sights:
+        """What the verdict has to know besides the counts."""
+        gradients = self.layers("weight_gradients") if "weight_gradients" in self.kinds else []
+        elsewhere = [name for name in gradients if name not in self._within.used]
+        return Sights(
+            inputs=Histogram(*self._inputs.counts()),
+            exceeding=self._within.exceeding,
+            compiled=compiled_parts(self.model),
+            elsewhere=elsewhere,
+            noise=self._sums.only_noise(),
+        )
+
     def _register(self) -> None:
-        self._handles.append(self.model.register_forward_pre_hook(self._on_call()))
+        on_call = self._on_call()
+        self._handles.append(self.model.register_forward_pre_hook(on_call, with_kwargs=True))
         if self.optimizer is not None:
             watch = StepWatch(self.optimizer, self._before_step, self._after_step)
             self._handles += watch.register()
@@ -133,7 +187,32 @@ class Probe(Report):
             for name, module in self._modules.items():
                 hook = self._on_output(name, module)
                 self._handles.append(module.register_forward_hook(hook))
+        if "activations" in self.kinds:
+            self._look_within()
         self._hook_gradients()
+
+    def _look_within(self) -> None:
+        """Note each operator from here on, and in which module it runs."""
+        for name, module in self.model.named_modules():
+            before = self._on_enter(name or "(model)", module)
+            self._handles.append(module.register_forward_pre_hook(before))
+            self._handles.append(module.register_forward_hook(self._on_leave(module)))
+        self._within.__enter__()
+        self._handles.append(Entered(self._within))
+
+    def _on_enter(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, _arguments: Any) -> None:
+            if called is module and not out_of_reach():
+                self._within.enter(name, is_model=module is self.model)
+
+        return hook
+
+    def _on_leave(self, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, _arguments: Any, _output: Any) -> None:
+            if called is module and not out_of_reach():
+                self._within.leave()
+
+        return hook
 
     def _hook_gradients(self) -> None:
         """Set the hooks of weight gradients, and later on those of weights that were frozen."""
@@ -144,7 +223,7 @@ class Probe(Report):
                 self._handles.append(parameter.register_hook(hook))
 
     def _remove(self) -> None:
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
@@ -154,7 +233,7 @@ class Probe(Report):
     def _watching(self) -> bool:
         """Whether this step is one to watch, and the hooks are meant to be there."""
         step = self.steps - 1 if self.optimizer is None else self.steps
-        return bool(self._handles) and step % self.every == 0 and step >= 0
+        return bool(self._handles) and not self._paused and step % self.every == 0 and step >= 0
 
     def _count_weights(self) -> None:
         self.watched_steps += 1
@@ -165,14 +244,19 @@ class Probe(Report):
     def _on_call(self) -> Callable[..., None]:
         """What ends a step where no optimizer does."""
 
-        def hook(called: nn.Module, _arguments: Any) -> None:
-            if called is not self.model or _out_of_reach() or _is_replay():
+        def hook(called: nn.Module, arguments: Any, options: Any) -> None:
+            if called is not self.model or out_of_reach() or is_replay() or self._paused:
                 return
             self._hook_gradients()
             if self.optimizer is None:
                 self.steps += 1
                 if self._watching:
                     self._count_weights()
+            if self._watching and "activations" in self.kinds:
+                with self._within.paused():
+                    for x in floating_tensors([arguments, options]):
+                        if x.numel():
+                            self._inputs.add(x)
 
         return hook
 
@@ -181,23 +265,42 @@ class Probe(Report):
 
         def hook(called: nn.Module, _arguments: Any, output: Any) -> None:
             # A deep copy of the model takes the hooks along; it is not the one to watch.
-            if called is not module or _out_of_reach() or not self._watching:
+            if called is not module or out_of_reach() or not self._watching:
                 return
-            for x in _floating_tensors(output):
-                if "activations" in self.kinds and not _is_replay():
+            for x in floating_tensors(output):
+                if "activations" in self.kinds and not is_replay():
                     self.count("activations", name, x)
                 # A hook on a leaf would stay there, and count again for every later output.
-                if "activation_gradients" in self.kinds and x.requires_grad and not x.is_leaf:
-                    x.register_hook(self._on_gradient("activation_gradients", name))
+                if x.requires_grad and not x.is_leaf:
+                    if "activation_gradients" in self.kinds:
+                        x.register_hook(self._on_gradient("activation_gradients", name))
+                    self._hook_sums(name, module, x)
 
         return hook
+
+    def _hook_sums(self, name: str, module: nn.Module, output: Tensor) -> None:
+        """Note the terms of which the gradients of a module's biases are sums."""
+        prefix = "" if name == "(model)" else f"{name}."
+        for own, parameter in module.named_parameters(recurse=False):
+            channel = channel_of(module, output, parameter)
+            if channel is not None and f"{prefix}{own}" in self._hooked:
+
+                def hook(gradient: Tensor, own: str = own, channel: int = channel) -> None:
+                    if self._watching and not out_of_reach():
+                        with self._within.paused():
+                            self._sums.add_terms(f"{prefix}{own}", gradient, channel)
+
+                output.register_hook(hook)
 
     def _on_gradient(self, kind: Kind, layer: str) -> Callable[[Tensor], None]:
         """Counts a gradient, without the loss scale."""
 
         def hook(gradient: Tensor) -> None:
-            if self._watching and not _out_of_reach():
+            if self._watching and not out_of_reach():
                 self.count(kind, layer, gradient, divisor=self._current_scale())
+                if kind == "weight_gradients":
+                    with self._within.paused():
+                        self._sums.compare(layer, gradient)
 
         return hook
 
@@ -205,7 +308,7 @@ class Probe(Report):
         if not callable(self.loss_scale):
             return 1.0 if self.loss_scale is None else self.loss_scale
         scale: Scale = self.loss_scale()
-        _check_scale(scale)
+        check_scale(scale)
         return scale
 
     def _before_step(self) -> None:
@@ -228,99 +331,3 @@ class Probe(Report):
         held = {id(parameter) for parameter in grouped(self.optimizer)}
         held |= held_besides(self.optimizer)
         return {name: p for name, p in self._parameters.items() if id(p) in held}
-
-
-# --- Checks and small helpers -----------------------------------------------------------------
-
-
-def _check_model(model: nn.Module) -> None:
-    """Refuse a model whose hooks do not run, or that has no weights yet."""
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    if scripted or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-        raise ValueError(
-            "model: compiled, and hooks of modules do not run in compiled code; watch a model "
-            "that is not, and call that one"
-        )
-    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise ValueError(
-            f"model: {lazy[0]} has no shape yet, because a lazy module has not been called; call "
-            "the model once first"
-        )
-
-
-def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
-    """Refuse what is no optimizer, and one that updates anything but the model."""
-    if not is_optimizer(optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}: expected a torch.optim.Optimizer over the "
-            "model's parameters, or what wraps one"
-        )
-    own = {id(parameter) for parameter in model.parameters()}
-    if own & held_besides(optimizer):
-        return  # what else is in the groups are copies of the model's
-    for parameter in grouped(optimizer):
-        if id(parameter) not in own:
-            raise ValueError(
-                f"optimizer: holds a parameter of shape {tuple(parameter.shape)} that is not "
-                "the model's; expected one built from model.parameters() of this very model"
-            )
-
-
-def _check_scale(scale: Scale) -> None:
-    """Refuse a number that is no loss scale; a tensor is not waited for."""
-    if not isinstance(scale, Tensor):
-        checked_loss_scale("loss_scale", scale)
-
-
-def _chosen_modules(
-    model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None
-) -> dict[str, nn.Module]:
-    """The modules whose outputs to watch, by name, each once."""
-    named = {name or "(model)": module for name, module in model.named_modules()}
-    inner = {
-        id(part)
-        for module in named.values()
-        if isinstance(module, ParametrizationList)
-        for part in module.modules()
-    }
-    if chosen is None:  # what a parametrization puts out is a weight
-        named = {name: module for name, module in named.items() if id(module) not in inner}
-        return {name: module for name, module in named.items() if _computes_itself(module)}
-    found = {name: module for name, module in named.items() if chosen(name, module)}
-    if not found:
-        raise ValueError("modules: chooses none of the model's modules")
-    return found
-
-
-def _computes_itself(module: nn.Module) -> bool:
-    """Whether a module does more than to call others: it has none, or has weights of its own."""
-    parameters = any(parameter is not None for parameter in module._parameters.values())
-    return parameters or is_parametrized(module) or not list(module.children())
-
-
-def _floating_tensors(output: Any) -> Iterator[Tensor]:
-    """Every real floating-point tensor in a nest of tuples, lists, dicts and dataclasses."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _floating_tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _floating_tensors(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from _floating_tensors(getattr(output, field.name, None))
-
-
-def _out_of_reach() -> bool:
-    """Whether a compiler or a transform of `torch.func` runs the model, on tensors of its own."""
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or transformed
-
-
-def _is_replay() -> bool:
-    """Whether a module runs inside a backward pass, as checkpointing makes it."""
-    return bool(torch._C._current_graph_task_id() != -1)

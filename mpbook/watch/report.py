@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from mpbook.formats import FORMATS, FloatFormat, as_format
 from mpbook.notebook import Table
 from mpbook.watch.binades import BinCounter
 from mpbook.watch.histograms import Fates, Histogram, plot
+from mpbook.watch.operators_within import LOSS, Exceeding
 from mpbook.watch.scaling_verdict import ScalingVerdict, judge, listed, words
 
 if TYPE_CHECKING:
@@ -33,6 +35,25 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 OF_MODULES: tuple[Kind, ...] = ("activations", "activation_gradients")
 """The kinds whose layers are modules; those of the others are parameters."""
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What a verdict has to know besides the counts, and what was not seen.
+
+    Attributes:
+        inputs: of the model, all together.
+        exceeding: the operators that left a format's range.
+        compiled: modules that are compiled.
+        elsewhere: parameters with a gradient that no operator was seen to take.
+        noise: parameters whose gradients are nothing but rounding.
+    """
+
+    inputs: Histogram = field(default_factory=Histogram)
+    exceeding: Callable[[FloatFormat], list[Exceeding]] = lambda _: []
+    compiled: Sequence[str] = ()
+    elsewhere: Sequence[str] = ()
+    noise: Sequence[str] = ()
 
 
 class Report:
@@ -104,6 +125,26 @@ class Report:
             "context, with this very model, and neither compiled nor by torch.func"
         )
 
+    def _no_finite_gradient(self, gradients: Iterable[Histogram]) -> RuntimeError:
+        """Why there is nothing to judge: the run has failed, or has not been seen."""
+        seen = sum(gradients, Histogram())
+        if failed := seen.infinities + seen.nans:
+            return RuntimeError(
+                f"probe: all {seen.total:,} gradients that it saw were infinite, NaN or zero "
+                f"({failed:,} not finite), so this run has failed already, and a scaler skips its "
+                "steps; watch a float32 or bfloat16 run of the model instead"
+            )
+        if seen.total:
+            return RuntimeError(
+                f"probe: all {seen.total:,} gradients that it saw were zero, so there is nothing "
+                "to judge; in 16 bits they may have underflowed: watch a float32 run"
+            )
+        return self._nothing("gradients but zeros")
+
+    def _sights(self) -> Sights:
+        """What the verdict has to know besides the counts."""
+        return Sights()
+
     def _shown(self, kinds: Sequence[Kind] | None) -> list[Kind]:
         """The kinds among these, or among all that are watched, of which something was seen."""
         shown = [
@@ -157,8 +198,11 @@ class Report:
     ) -> ScalingVerdict:
         """Whether gradients of this format need a loss scale, and which one would do.
 
-        The layer that is worst off decides: see `mpbook.watch.scaling_verdict.judge`.  Where
-        activations are watched and overflow the format, the verdict says that no loss scale helps.
+        The layer that is worst off decides: see `mpbook.watch.scaling_verdict.judge`.  A gradient
+        that is nothing but the rounding of its own sum has no vote.  Where weights, activations,
+        or operators inside of modules overflow the format, the verdict says that no loss scale
+        helps.  Where something overflows that may be computed in float32, or was not seen at all,
+        it is not "not needed" but "not known".
 
         Args:
             format: what gradients and activations would be computed in.
@@ -172,19 +216,56 @@ class Report:
         kinds: list[Kind] = [kind for kind in self.kinds if kind.endswith("gradients")]
         if not kinds:
             raise ValueError(f"kinds: no gradients are watched, only {listed(self.kinds)}")
-        gradients = self._histograms(kinds)
+        gradients, sights = self._histograms(kinds), self._sights()
         if not any(histogram.nonzero for histogram in gradients.values()):
-            raise self._nothing("gradients but zeros")
-        activations = self._histograms([k for k in self.kinds if k == "activations"])
+            raise self._no_finite_gradient(gradients.values())
+        voting = {
+            place: histogram
+            for place, histogram in gradients.items()
+            if place[0] != "weight_gradients" or place[1] not in sights.noise
+        }
+        if not any(histogram.nonzero for histogram in voting.values()):
+            voting = gradients
+        exceeding = sights.exceeding(format)
+        certain = [e for e in exceeding if not e.float32_on_cuda and e.place != LOSS]
         return judge(
-            gradients,
+            voting,
             format,
             lost=lost,
-            overflowing=[
-                layer for (_, layer), seen in activations.items() if seen.fates(format).overflows
+            overflowing=self._overflowing("activations", format),
+            overflowing_weights=self._overflowing("weights", format),
+            inside=list(map(str, certain)),
+            perhaps=[
+                *self._of_inputs(sights.inputs, format),
+                *(str(e) for e in exceeding if e not in certain),
             ],
+            unseen=self._unseen(sights),
             flushed=self._flushed(format, kinds),
         )
+
+    def _overflowing(self, kind: Kind, format: FloatFormat) -> list[str]:
+        """The layers of which something overflows."""
+        layers = self.layers(kind) if kind in self.kinds else []
+        return [x for x in layers if self.histogram(kind, x).fates(format).overflows]
+
+    def _of_inputs(self, inputs: Histogram, format: FloatFormat) -> list[str]:
+        if not inputs.total or not inputs.fates(format).overflows:
+            return []
+        return [f"inputs of the model reach 2**{max(inputs.bins)[0]}"]
+
+    def _unseen(self, sights: Sights) -> list[str]:
+        """What a verdict would have to see and has not, in words."""
+        unseen = [f"{kind}, which are not watched" for kind in ("activations", "weights")]
+        unseen = [text for text in unseen if text.split(",")[0] not in self.kinds]
+        if "activations" not in self.kinds:
+            return unseen
+        if sights.compiled:
+            unseen.append(f"the inside of {listed(sights.compiled)}, compiled")
+        if not self.layers("activations"):
+            unseen.append("any activation: what trains is compiled, or not this model")
+        elif sights.elsewhere and not sights.compiled:
+            unseen.append(f"where {listed(sights.elsewhere)} are used: in compiled code, perhaps")
+        return unseen
 
     def _flushed(self, format: FloatFormat, kinds: Iterable[Kind]) -> list[str]:
         """Dtypes of unscaled gradients in which what underflows in the format has done so."""

@@ -45,13 +45,19 @@ class Loss:
 class ScalingVerdict:
     """Whether a format needs loss scaling, why, and with which scale.
 
-    ``verdict`` is ``"not needed"``, ``"needed"``, or ``"does not help"``: no scale keeps both ends
-    of the gradients, or activations overflow, which no loss scale moves.  ``scale`` is the power
-    of two in the middle of those that fit; 1 if none is needed, None if none fits.  ``worst`` has,
-    for each kind of gradients, the layer that loses most of its magnitude.
+    ``verdict`` is ``"not needed"``, ``"needed"``, ``"does not help"`` or ``"not known"``.
+
+    * It does not help where no scale keeps both ends of the gradients, or where weights,
+      activations or what modules compute inside overflow, which no loss scale moves.
+    * It is not known where the gradients need none, and something else was not seen, or overflows
+      unless it is computed in float32.
+
+    ``scale`` is the power of two in the middle of those that fit; 1 if the gradients need none,
+    None if none fits.  ``worst`` has, for each kind of gradients, the layer that loses most of its
+    magnitude.
     """
 
-    verdict: Literal["not needed", "needed", "does not help"]
+    verdict: Literal["not needed", "needed", "does not help", "not known"]
     reason: str
     scale: float | None
     worst: dict[str, Loss]
@@ -63,6 +69,10 @@ def judge(
     *,
     lost: float = 0.1,
     overflowing: Sequence[str] = (),
+    overflowing_weights: Sequence[str] = (),
+    inside: Sequence[str] = (),
+    perhaps: Sequence[str] = (),
+    unseen: Sequence[str] = (),
     flushed: Sequence[str] = (),
 ) -> ScalingVerdict:
     """Whether gradients of this format need a loss scale, and which one would do.
@@ -76,6 +86,10 @@ def judge(
         format: what the gradients, and the activations, would be computed in.
         lost: the share of a layer's sum of ``|gradient|`` that may underflow.
         overflowing: layers whose activations overflow the format.
+        overflowing_weights: parameters that overflow it.
+        inside: operators inside of modules whose results or operands overflow it, in words.
+        perhaps: what overflows it unless it is computed in float32, in words.
+        unseen: what was not seen and may overflow, in words.
         flushed: dtypes of the gradients in which they may have underflowed before they were seen.
 
     Raises:
@@ -88,7 +102,9 @@ def judge(
         raise ValueError("gradients: none that is finite and not zero, so nothing to judge")
     worst = _worst(seen, format)
     windows = [h.window(format, lost=lost, of="magnitude") for h in seen.values()]
-    verdict = _verdict(format.name, worst, _common(windows), overflowing, lost)
+    ails = _overflows(format.name, overflowing, overflowing_weights, inside)
+    verdict = _verdict(format.name, worst, _common(windows), ails, lost)
+    verdict = _with_doubts(verdict, format.name, perhaps, unseen)
     if not flushed:
         return verdict
     caution = (
@@ -96,6 +112,37 @@ def judge(
         "watch a float32 run to be sure"
     )
     return replace(verdict, reason=verdict.reason + caution)
+
+
+def _overflows(
+    format: str, activations: Sequence[str], weights: Sequence[str], inside: Sequence[str]
+) -> str:
+    """What overflows that no loss scale moves, as a reason; empty if nothing does."""
+    if activations:
+        what = f"activations of {listed(activations)} overflow {format}"
+        return f"{what}, and no loss scale moves activations"
+    if weights:
+        what = f"weights of {listed(weights)} overflow {format}"
+        return f"{what}, and no loss scale moves weights"
+    if inside:
+        what = f"{listed(inside)}, which overflows {format}"
+        return f"{what}, and no loss scale moves what the forward pass computes"
+    return ""
+
+
+def _with_doubts(
+    verdict: ScalingVerdict, format: str, perhaps: Sequence[str], unseen: Sequence[str]
+) -> ScalingVerdict:
+    """The verdict with what may overflow, and what was not seen; then nothing is "not needed"."""
+    doubts = []
+    if perhaps:
+        doubts.append(f"{listed(perhaps)}, which overflows {format} unless computed in float32")
+    if unseen:
+        doubts.append(f"not seen: {listed(unseen)}")
+    if not doubts or verdict.verdict == "does not help":
+        return verdict
+    found = "not known" if verdict.verdict == "not needed" else verdict.verdict
+    return replace(verdict, verdict=found, reason="; ".join([verdict.reason, *doubts]))
 
 
 def _worst(seen: Mapping[Place, Histogram], format: FloatFormat) -> dict[str, Loss]:
@@ -119,7 +166,7 @@ def _verdict(
     format: str,
     worst: dict[str, Loss],
     window: tuple[int, int] | None,
-    overflowing: Sequence[str],
+    ails: str,
     lost: float,
 ) -> ScalingVerdict:
     """The verdict from what the layers lose and from the scales that fit them all."""
@@ -128,9 +175,8 @@ def _verdict(
         f"unscaled, the {words(loss.kind)} of {loss.layer} lose {percent(loss.magnitude)} of "
         f"their magnitude, and {percent(loss.values)} of their values, to underflow in {format}"
     )
-    if overflowing:
-        reason = f"activations of {listed(overflowing)} overflow {format}, and no loss scale "
-        return ScalingVerdict("does not help", reason + "moves activations", None, worst)
+    if ails:
+        return ScalingVerdict("does not help", ails, None, worst)
     if window is None:
         reason = f"{loses}; no scale keeps every layer between underflow and overflow"
         return ScalingVerdict("does not help", reason, None, worst)

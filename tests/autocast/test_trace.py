@@ -641,3 +641,65 @@ def test_the_diagram_shows_what_computes_or_holds_weights() -> None:
     assert titles == ["in", "weight", "compute", "out", "backward"]
     assert "".join(text.get_text() for text in axes.texts[:5]) == "FFBBB"
     assert len(plots.render(figure)) > 1000
+
+
+# --- Models of other kinds ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor
+
+
+class GivesFields(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MLP(3, 5)
+
+    def forward(self, x: Tensor) -> Output:
+        y = self.inner(x)
+        return Output(y, y.float())
+
+
+def test_a_dataclass_shows_its_dtypes_and_trains() -> None:
+    trace = trace_dtypes(GivesFields(), numbers(2, 3), "bf16-mixed")
+    assert trace.of("").outputs == ("bfloat16", "float32")
+    assert trace.of("inner.0").backward_in == ("bfloat16",)
+
+
+@pytest.mark.parametrize("how", ["compile()", "torch.compile", "on the instance", "bare"])
+def test_a_forward_of_any_origin_has_a_row(how: str) -> None:
+    torch.compiler.reset()
+    model: Any = MLP(3, 4, 5)
+    if how == "compile()":
+        model[0].compile(backend="eager")
+    elif how == "torch.compile":
+        model[0] = torch.compile(model[0], backend="eager")
+    elif how == "on the instance":
+        own = model[0].forward
+        model[0].forward = lambda x: own(x)
+    else:
+        bare = nn.Module()
+        bare.weight = nn.Parameter(torch.ones(4, 3))
+        bare.forward = lambda x: functional.linear(x, bare.weight)  # type: ignore[method-assign]
+        model[0] = bare
+    trace = trace_dtypes(model, numbers(2, 3), "bf16-mixed")
+    assert trace.of("0").calls == 1
+    assert trace.of("0").outputs == trace.of("0").computed_in == ("bfloat16",)
+    torch.compiler.reset()
+
+
+def test_complex_weights_stay_complex_in_16_bits() -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spectrum = nn.Parameter(torch.full((3,), 1 + 2j))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.fft.fft(x.float()) * self.spectrum).real.to(x.dtype)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace = trace_dtypes(Filter(), numbers(2, 3), "bf16-true")
+    assert trace.of("").weights == ("complex64",)

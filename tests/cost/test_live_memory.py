@@ -221,3 +221,15 @@ def test_a_model_without_blocks_is_refused(model: nn.Module) -> None:
 def test_another_way_is_refused() -> None:
     with pytest.raises(ValueError, match='"torch" or "recompute"'):
         checkpoint_blocks(GPT(CONFIG), by="apex")  # type: ignore[arg-type]
+
+
+def test_sparse_gradients_count_by_their_indices_and_values():
+    layer = torch.nn.Embedding(10, 4, sparse=True)
+    with LiveMemory() as live:
+        layer(torch.tensor([2, 5, 5])).sum().backward()
+        at_end = live.alive
+    gradient = layer.weight.grad
+    assert gradient.is_sparse
+    parts = gradient._indices().nbytes + gradient._values().nbytes
+    assert at_end >= gradient._values().nbytes
+    assert live.peak >= parts

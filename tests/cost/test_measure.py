@@ -194,3 +194,15 @@ def test_utilisation_is_a_share_of_the_peak():
     assert measure.utilisation(6e12, 2.0, 12e12) == 0.25
     with pytest.raises(ValueError, match="expected positive ones"):
         measure.utilisation(6e12, 0.0, 12e12)
+
+
+def test_a_sparse_tensor_counts_by_its_parts():
+    sparse = torch.eye(4).to_sparse()
+    assert measure.count_bytes([sparse, sparse]) == 8 * 2 * 4 + 4 * 4
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS")
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc])
+def test_compressed_sparse_tensors_count_too(layout):
+    sparse = torch.eye(4).to_sparse(layout=layout)
+    assert measure.count_bytes([sparse]) >= 8 * 9 + 4 * 4

@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from visits import needs_compiler
 
 from mpbook.cost.activation_checkpointing import checkpoint_blocks
+from mpbook.cost.at_peak import MemoryPlan
+from mpbook.cost.device_room import DEVICE_GIB
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import Memory, count_bytes, saved_for_backward, state_tensors
+from mpbook.cost.memory_figure import draw
 from mpbook.cost.memory_plan import (
-    DEVICE_GIB,
     GPT2_SIZES,
-    MemoryPlan,
-    draw,
     largest_batch,
     plan_memory,
 )
@@ -34,7 +34,7 @@ from mpbook.data import ByteCorpus
 from mpbook.device import compiled
 from mpbook.device_facts import memory_sizes
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
-from mpbook.optimizers import OPTIMIZERS, Hyperparameters, build, hidden_matrices
+from mpbook.optimizers import BUILT_BY_TORCH, Hyperparameters, build, hidden_matrices
 from mpbook.precision import CURES, PRECISIONS, Precision, autocast
 from mpbook.training import train
 from mpbook.training.settings import cross_entropy
@@ -95,7 +95,35 @@ def test_every_category_is_what_training_with_accumulation_counts(name: str, par
     assert vars(plan.memory) == vars(counted(SHAPES[0], precision, **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_eight_bits_and_their_scales_by_hand() -> None:
+    """Blocks of 256 with a float32 scale each, and float32 for what is small: bitsandbytes."""
+    config = GPTConfig(vocabulary=1000, context=16, layers=1, heads=2, width=64)
+    state = 0
+    for shape in parameter_shapes(config):
+        count = math.prod(shape)
+        state += 2 * (4 * count if count < 4096 else count + 4 * -(-count // 256))
+    for precision in ("32-true", "bf16-mixed"):
+        plan = plan_memory(config, batch_size=1, precision=precision, optimizer="adamw-8bit")
+        assert plan.optimizer_state == state
+    large = plan_memory(GPT2_124M, batch_size=1, precision="bf16-mixed", optimizer="adamw-8bit")
+    assert large.optimizer_state / large.parameter_count == pytest.approx(2 + 8 / 256, rel=0.01)
+
+
+def test_what_adafactor_allocates_for_a_step() -> None:
+    model = GPT(SHAPES[0])
+    made = build("adafactor", model)
+    model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+    made.step()
+    with LiveMemory() as live:
+        made.step()
+    plan = plan_memory(SHAPES[0], batch_size=3, precision="32-true", optimizer="adafactor")
+    widest = max(math.prod(shape) for shape in parameter_shapes(SHAPES[0]))
+    assert plan.update_temporaries == 2 * 4 * SHAPES[0].vocabulary * SHAPES[0].width
+    rows_and_columns = SHAPES[0].vocabulary + SHAPES[0].width
+    assert 4 * widest <= live.peak <= 4 * (widest + 6 * rows_and_columns)
+
+
+@pytest.mark.parametrize("optimizer", BUILT_BY_TORCH)
 @pytest.mark.parametrize("name", ["32-true", "bf16-true"])
 def test_the_state_of_every_optimizer(name: str, optimizer: str) -> None:
     dtype = PRECISIONS[name].parameter_dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from random import Random
 from typing import Any
 
@@ -11,9 +12,11 @@ from accessibility import serious_violations
 from explorer_pages import LoadModule, OpenExplorer, twin
 from playwright.sync_api import Page, expect
 
-from mpbook.cost.memory_plan import DEVICE_GIB, RESERVE, plan_memory
+from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
+from mpbook.cost.memory_plan import plan_memory
+from mpbook.decoder import DecoderConfig
 from mpbook.explorers import MemoryExplorer
-from mpbook.explorers.memory_explorer import MODELS, WAYS, size
+from mpbook.explorers.memory_explorer import LONGEST, MODELS, WAYS, size
 from mpbook.models import GPTConfig
 from mpbook.optimizers import OPTIMIZERS
 
@@ -32,13 +35,39 @@ def shapes(count: int) -> list[GPTConfig]:
     ]
 
 
+def decoders(count: int) -> list[DecoderConfig]:
+    random = Random(2)
+    found = []
+    for _ in range(count):
+        groups, shared = random.randint(1, 8), random.choice([1, 2, 4])
+        experts = random.choice([1, 1, 3, 8])
+        heads = groups * shared
+        found.append(
+            DecoderConfig(
+                vocabulary=random.choice([1, 256, 128256]),
+                context=random.choice([1, 64, 1024]),
+                layers=random.randint(1, 60),
+                heads=heads,
+                width=heads * random.choice([2, 64, 128]),
+                key_value_heads=groups,
+                hidden=random.choice([1, 177, 14336]),
+                tied=random.random() < 0.5,
+                experts=experts,
+                experts_per_token=random.randint(1, experts),
+            )
+        )
+    return found
+
+
 def grid() -> list[MemoryExplorer]:
     """Every precision and optimizer, over shapes with a name and without."""
     random = Random(1)
     found = []
     for precision in WAYS:
         for optimizer in OPTIMIZERS:
-            for shape in (*MODELS.values(), *shapes(3)):
+            named = random.sample(list(MODELS.values()), 3)
+            others = [random.choice(shapes(9)), random.choice(decoders(9))]
+            for shape in (*named, *others):
                 found.append(
                     MemoryExplorer(
                         shape,
@@ -143,6 +172,28 @@ def test_sentences(arguments: dict[str, Any], sentence: str | None) -> None:
         assert "at the update" in said
 
 
+def test_a_decoder_is_named_and_planned() -> None:
+    found = MemoryExplorer("Llama 3 8B", 1, precision="bf16-true", optimizer="adamw")
+    assert found.plan.parameter_count == 8_030_261_248
+    assert found.sequence == 4096
+    said = repr(found)
+    assert said.startswith("Llama 3 8B with 1 sequence of 4096 tokens, bf16-true and adamw: ")
+    wider = MemoryExplorer(DecoderConfig(layers=3, width=128), 1)
+    assert repr(wider).startswith("A decoder of 3 blocks and width 128 ")
+
+
+@pytest.mark.browser
+def test_another_width_keeps_a_decoder_whole(load_module: LoadModule) -> None:
+    page = load_module("memory_explorer")
+    shape = asdict(MODELS["Llama 3 8B"])
+    changed = page.evaluate("(shape) => [1000, 2048, 8192].map((w) => m.ofWidth(shape, w))", shape)
+    for one in changed:
+        config = DecoderConfig(**one)  # refuses what does not divide
+        assert config.head_width == 128 and config.heads == 4 * config.key_value_heads
+    assert [one["width"] for one in changed] == [1024, 2048, 8192]
+    assert changed[1]["hidden"] == 7168
+
+
 def test_sizes_in_words() -> None:
     numbers = (999, 2**20, 2**20 - 1, 2**30, 141.4 * 2**30)
     words = ["0.976 KiB", "1 MiB", "1020 KiB", "1 GiB", "141 GiB"]
@@ -169,7 +220,8 @@ def test_presets_are_buttons(open_explorer: OpenExplorer) -> None:
     page = open_explorer(MemoryExplorer())
     for name, config in MODELS.items():
         page.get_by_role("button", name=name, exact=True).click()
-        expect(said(page)).to_contain_text(f"{name} with 8 sequences of {config.context} tokens")
+        time = min(config.context, LONGEST)
+        expect(said(page)).to_contain_text(f"{name} with 8 sequences of {time} tokens")
         expect(page.locator("button[aria-pressed=true]")).to_have_text(name)
 
 
@@ -241,7 +293,10 @@ def test_a_long_sequence_lengthens_the_context(open_explorer: OpenExplorer) -> N
 def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     explorer = MemoryExplorer()
     page = open_explorer(explorer)
-    parts, fits = page.locator(".mp-plan table").all()
+    parts, beside, fits = page.locator(".mp-plan table").all()
+    stated = list(BESIDE_ON_CUDA)
+    assert beside.locator("tbody th").all_text_contents() == stated
+    assert beside.locator("tbody td").all_text_contents() == ["300 MiB", "32 MiB"]
     at_peak = {name: count for name, count in explorer.plan.at_peak.items() if count}
     assert parts.locator("tbody th").all_text_contents() == list(at_peak)
     assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(

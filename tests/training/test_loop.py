@@ -1,8 +1,10 @@
 """`train` against plain PyTorch loops, bit for bit; and what a `Run` says."""
 
 import copy
+import dataclasses
 import json
 import math
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -595,3 +597,142 @@ def test_frozen_parameters_stay_as_they_are():
 def test_cuda_without_cuda_is_refused():
     with pytest.raises(RuntimeError, match='use device="cpu"'):
         train(model(), data(), precision="32-true", steps=1, device="cuda")
+
+
+# --- Batches, outputs and weights of other kinds ------------------------------------------------
+
+
+@dataclasses.dataclass
+class Fields:
+    logits: torch.Tensor
+    scale: torch.Tensor
+
+
+class Takes(nn.Module):
+    """Takes two tensors, and gives what a function makes of the logits."""
+
+    def __init__(self, gives):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.gives = nn.Linear(12, 3), gives
+
+    def forward(self, x, factor):
+        return self.gives(self.layer(x) * factor)
+
+
+INPUTS = {
+    "tuple": lambda x, f: (x, f),
+    "list": lambda x, f: [x, f],
+    "dict": lambda x, f: {"factor": f, "x": x},
+    "OrderedDict": lambda x, f: OrderedDict(x=x, factor=f),
+}
+OUTPUTS = {
+    "tensor": (lambda y: y, lambda out: out),
+    "tuple": (lambda y: (y, None), lambda out: out[0]),
+    "dict": (lambda y: {"logits": y}, lambda out: out["logits"]),
+    "dataclass": (lambda y: Fields(y, y), lambda out: out.logits),
+}
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS)
+def test_batches_and_outputs_may_be_nests(inputs, outputs, precision):
+    gives, read = outputs
+    plain = data()
+    seen = []
+
+    def loss(out, targets):
+        seen.append(read(out).dtype)
+        return nn.functional.cross_entropy(read(out), targets)
+
+    def examples(x):
+        return inputs(x, torch.full((len(x), 1), 0.5))
+
+    nested = Examples(
+        examples(plain.inputs), plain.targets,
+        examples(plain.validation_inputs), plain.validation_targets,
+    )  # fmt: skip
+    options = dict(precision=precision, steps=3, batch_size=8, accumulation_steps=2, device="cpu")
+    run = train(Takes(gives), nested, loss=loss, **options)
+    assert run.steps == 3 and math.isfinite(run.validation_loss)
+    assert set(seen) == {torch.float32}
+    again = train(Takes(lambda y: y), nested, **options)
+    assert run.losses == again.losses
+
+
+def test_an_output_that_the_loss_does_not_take_is_named():
+    with pytest.raises(TypeError, match="takes tensors, and the outputs are a dict of logits"):
+        train(
+            nn.Sequential(nn.Linear(12, 3), Puts(lambda y: {"logits": y})),
+            data(), precision="32-true", steps=1, device="cpu",
+        )  # fmt: skip
+
+
+class Puts(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("wrong", [(torch.ones(2), torch.ones(2)), {"x": torch.ones(2)}, None])
+def test_data_without_its_methods_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"data: a .*no to\(\); expected mpbook.data.Examples"):
+        train(model(), wrong, precision="32-true", steps=1, device="cpu")
+
+
+def test_a_sample_that_is_no_pair_is_refused():
+    class Dicts:
+        name, items_per_example = "dicts", 1
+
+        def to(self, device):
+            return self
+
+        def sample(self, size, generator):
+            return {"x": torch.ones(size, 12), "labels": torch.zeros(size), "ids": torch.ones(size)}
+
+        def validation(self, size):
+            return iter(())
+
+    with pytest.raises(TypeError, match=r"sample\(\) gives a dict of x, labels, ids, exp"):
+        train(model(), Dicts(), precision="32-true", steps=1, device="cpu")
+
+
+class Filter(nn.Module):
+    """A learned filter of frequencies: complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.spectrum = nn.Parameter(torch.randn(7, dtype=torch.complex64))
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(torch.fft.irfft(torch.fft.rfft(x.float()) * self.spectrum).to(x.dtype))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-true"])
+def test_complex_weights_stay_complex_and_train(precision):
+    start = Filter()
+    run = train(start, data(), precision=precision, steps=3, clip_norm=1.0, device="cpu")
+    assert run.model.spectrum.dtype == torch.complex64
+    assert not torch.equal(run.model.spectrum, start.spectrum)
+    assert (run.model.spectrum.imag != 0).all()
+    assert all(map(math.isfinite, run.gradient_norms))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_sparse_gradients_train_as_dense_ones(precision):
+    runs = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 3))
+        words = torch.randint(20, (64, 3), generator=torch.Generator().manual_seed(0))
+        options = dict(precision=precision, steps=4, optimizer="sgd", clip_norm=0.1, device="cpu")
+        runs.append(train(net, Examples(words, words[:, 0] % 3), **options))
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-3)
+    assert runs[0].gradient_norms == pytest.approx(runs[1].gradient_norms, rel=1e-2)
+    assert runs[0].memory.gradients > 0

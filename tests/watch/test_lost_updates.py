@@ -482,3 +482,83 @@ def test_the_table_has_a_row_for_each_parameter_and_one_for_all():
 
 def test_docstring_examples_hold():
     assert doctest.testmod(mpbook.watch.lost_updates).failed == 0
+
+
+# --- What no update shows -----------------------------------------------------------------------
+
+
+def test_adam_in_float16_that_leaves_no_finite_weight_has_lost_all():
+    """CLIP issue 40: eps of 1e-8 is 0 in float16, and so are small squares."""
+    torch.manual_seed(0)
+    net = nn.Linear(32, 8).to(F16)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, foreach=False)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0**-20)
+    with updates_lost(net, optimizer) as lost:
+        optimizer.step()
+    assert not any(p.isfinite().any() for p in net.parameters())
+    assert lost.fraction == lost.nonfinite == 1.0
+    assert list(lost.table().header)[-1] == "not finite after"
+    assert lost.table().rows[-1][2:] == [1.0, 0.0, 1.0]
+
+
+def test_weights_that_float32_would_have_lost_too_are_not_lost_by_rounding():
+    net = layer(1.0, 1.0, dtype=BF16)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    net.weight.grad = torch.tensor([[math.inf, 1.0]], dtype=BF16)
+    with updates_lost(net, optimizer) as lost:
+        optimizer.step()
+    assert (lost.fraction, lost.nonfinite) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("wrap", [MasterWeights, KahanSummation])
+def test_wrapped_updates_that_overflow_16_bits_are_lost(wrap):
+    net = layer(60000.0, 1.0, dtype=F16)
+    optimizer = wrap(torch.optim.SGD(net.parameters(), lr=1.0))
+    net.weight.grad = torch.tensor([[-60000.0, -1.0]], dtype=F16)
+    with updates_lost(net, optimizer) as lost:
+        optimizer.step()
+    assert net.weight.isinf().tolist() == [[True, False]]
+    assert (lost.fraction, lost.nonfinite) == (0.5, 0.5)
+
+
+def test_gradients_that_a_16_bit_sum_swallows_are_counted():
+    net = layer(0.0, 0.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    with updates_lost(net, optimizer) as lost:
+        for _ in range(1000):  # 256 + 1 is 256 in bfloat16
+            net(torch.ones(1, 2, dtype=BF16)).sum().backward()
+        optimizer.step()
+    assert net.weight.tolist() == [[-256.0, -256.0]]
+    assert lost.fraction == 0.0
+    assert lost.additions_lost == (1000 - 256) / 999
+    assert list(lost.table().header)[-1] == "additions lost"
+    assert lost.table().rows[-1][-1] == lost.additions_lost
+
+
+def test_float32_gradients_and_single_passes_have_no_additions():
+    for dtype, passes in ((F32, 3), (BF16, 1)):
+        net = layer(0.0, 0.0, dtype=dtype)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        with updates_lost(net, optimizer) as lost:
+            for _ in range(passes):
+                net(torch.ones(1, 2, dtype=dtype)).sum().backward()
+            optimizer.step()
+        assert math.isnan(lost.additions_lost)
+        assert list(lost.table().header) == ["parameter", "updates", "lost", "weight unmoved"]
+        assert not net.weight._backward_hooks
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_is_none_fused_or_not(fused):
+    net = layer(1.0, 1.0, dtype=F32)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with updates_lost(net, optimizer) as lost:
+        for factor in (1.0, math.inf, 1.0):
+            optimizer.zero_grad()
+            scaler.scale(net(torch.ones(1, 2)).sum() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert lost.steps == [0, 1]
+    assert lost.nonfinite == 0.0

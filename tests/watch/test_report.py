@@ -211,5 +211,24 @@ def test_a_verdict_needs_gradients():
         probe.needs_loss_scaling("float16")
     with Probe(model) as probe:
         (model(batch()) * 0).sum().backward()
-    with pytest.raises(RuntimeError, match="has seen no gradients but zeros"):
+    with pytest.raises(RuntimeError, match="all 330 gradients that it saw were zero"):
+        probe.needs_loss_scaling("float16")
+
+
+@pytest.mark.parametrize("scaler", [True, False])
+def test_a_run_that_has_failed_is_said_to_have_failed(scaler):
+    model = small_mlp()
+    with torch.no_grad():
+        model[-1].weight.mul_(1e30)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaling = torch.amp.GradScaler("cpu", enabled=scaler)
+    with Probe(model, optimizer) as probe:
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = model(batch()).float().square().mean()
+            scaling.scale(loss).backward()
+            scaling.step(optimizer)
+            scaling.update()
+    with pytest.raises(RuntimeError, match=r"this run has failed already.*watch a float32"):
         probe.needs_loss_scaling("float16")

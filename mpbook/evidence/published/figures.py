@@ -11,6 +11,7 @@ from typing import Any
 from mpbook.evidence.published.measurement import Measurement, load
 from mpbook.evidence.published.sources import SOURCES
 from mpbook.notebook import Table
+from mpbook.synonyms import did_you_mean
 
 FIELDS: dict[str, Callable[[Measurement], Any]] = {
     "claim": lambda figure: figure.claim,
@@ -172,7 +173,9 @@ def _several(name: str, value: Any) -> Collection[Any]:
     wanted = value if isinstance(value, tuple | list | set | frozenset) else (value,)
     known = dict.fromkeys(map(read, load()))
     if unknown := [one for one in wanted if one not in known]:
-        raise ValueError(f"{name}={unknown[0]!r}: expected one of {', '.join(map(repr, known))}")
+        hint = did_you_mean(unknown[0], map(str, known))
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{name}={unknown[0]!r}: expected one of {names}{hint}")
     return wanted
 
 

@@ -1,6 +1,7 @@
 // The memory planner: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
-// Choose a GPT, a batch and a precision, and see where every byte of a training step goes, and where it
-// fits. The formula is that of mpbook/cost/memory_plan.py, which the tests prove equal, as is the sentence.
+// Choose a model, a batch and a precision, and see where every byte of a training step goes, and where it
+// fits. The formulas are those of mpbook/cost/gpt_plan.py and decoder_plan.py, which the tests prove equal, as
+// is the sentence.
 
 import { button, change, chooser, clamp, h, labelled, present, say } from "./kit.mjs";
 import { digits, percent } from "./census.mjs";
@@ -9,21 +10,73 @@ import { digits, percent } from "./census.mjs";
 
 export const GIB = 2 ** 30;
 
-// What a rule of an optimizer keeps for so many numbers in so many tensors, and what its step makes for
-// itself. The largest hidden matrix is four times as long as wide: Newton-Schulz holds it four times, in
-// bfloat16 but for the first, and two square ones.
-const keeps = (rule, numbers, tensors, bytes) => rule.state_tensors * numbers * bytes + (rule.counts_steps ? 4 * tensors : 0);
-function makes(rule, numbers, bytes, w) {
-  if (rule.allocates === "denominators") return numbers * bytes;
-  return rule.allocates === "Newton-Schulz" ? (4 * (bytes + 4) + 4) * w * w : 0;
+// Tensors are listed as [rows, columns, times], a vector with 0 columns.
+const numbersOf = ([rows, columns]) => rows * (columns || 1);
+const sum = (sizes, of) => sizes.reduce((total, size) => total + size[2] * of(size), 0);
+
+// What a rule of an optimizer keeps for tensors, and what its step makes for itself. Newton-Schulz holds a
+// hidden matrix, and in bfloat16 two more of them and two square ones.
+function keeps(rule, sizes, bytes) {
+  const each = (size) => {
+    const [rows, columns] = size, n = numbersOf(size);
+    if (rule.keeps === "factors") return bytes * (columns ? rows + columns : n);
+    if (rule.keeps === "8 bits") return rule.state_tensors * (n < 4096 ? 4 * n : n + 4 * Math.ceil(n / 256));
+    return rule.state_tensors * n * bytes;
+  };
+  return sum(sizes, (size) => each(size) + (rule.counts_steps ? 4 : 0));
 }
 
-function optimizing({ rule, hidden_rule: hidden }, count, tensors, layers, w, bytes) {
-  if (!hidden) return { state: keeps(rule, count, tensors, bytes), atStep: makes(rule, count, bytes, w) };
-  const matrices = 12 * layers * w * w, rest = count - matrices;
+function makes(rule, sizes, bytes) {
+  const matrices = sizes.filter(([, columns]) => columns);
+  const most = (of) => Math.max(0, ...matrices.map(of));
+  if (rule.allocates === "denominators") return bytes * sum(sizes, numbersOf);
+  if (rule.allocates === "estimates") return bytes * most(numbersOf);
+  if (rule.allocates !== "Newton-Schulz") return 0;
+  return most((size) => (bytes + 4) * numbersOf(size) + 4 * Math.min(size[0], size[1]) ** 2);
+}
+
+function optimizing({ rule, hidden_rule: hidden }, { outside, matrices }, layers, bytes) {
+  const inside = matrices.map(([rows, columns, times]) => [rows, columns, times * layers]);
+  if (!hidden) {
+    const all = [...outside, ...inside];
+    return { state: keeps(rule, all, bytes), atStep: makes(rule, all, bytes) };
+  }
   return {
-    state: keeps(rule, rest, tensors - 4 * layers, bytes) + keeps(hidden, matrices, 4 * layers, bytes),
-    atStep: Math.max(makes(rule, rest, bytes, w), makes(hidden, matrices, bytes, w)),
+    state: keeps(rule, outside, bytes) + keeps(hidden, inside, bytes),
+    atStep: Math.max(makes(rule, outside, bytes), makes(hidden, inside, bytes)),
+  };
+}
+
+// The parts of a model: the matrices of a block and the tensors outside of them, what a block and what comes
+// after the last one save, the casts of a block's matrices, what its backward pass makes for a
+// moment, and how many gradients more the matrices at the ends have. Bytes of a number: s in the stream, c in
+// what is computed with.
+function gptParts({ vocabulary, context, layers, heads, width: w }, tokens, time, s, c) {
+  return {
+    outside: [[vocabulary, w, 1], [context, w, 1], [w, 0, 2 + 6 * layers], [3 * w, 0, layers], [4 * w, 0, layers]],
+    matrices: [[3 * w, w, 1], [w, w, 1], [4 * w, w, 1], [w, 4 * w, 1]],
+    block: tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads),
+    casts: 12 * w * w * c,
+    last: tokens * ((s + c) * w + 8) + 8 * time,
+    made: tokens * ((s + 4 * c) * w - 4 * vocabulary - (c + s) * w) + s * (vocabulary * w + 4 * w * w),
+    shared: 2,
+  };
+}
+
+function decoderParts(shape, tokens, time, s, c) {
+  const { vocabulary, layers, heads, width: w, key_value_heads, hidden: h, tied, experts, experts_per_token } = shape;
+  const k = key_value_heads * (w / heads), rows = tokens * experts_per_token, mixed = s !== c, choose = experts > 1;
+  const matrices = [[w, w, 2], [k, w, 2], ...(choose ? [[experts, w, 1]] : []), [h, w, 2 * experts], [w, h, experts]];
+  const mlp = choose ? rows * (24 + 4 + s + ((mixed ? 2 : 1) * c + c + s) * w + 4 * c * h) : tokens * 4 * c * h;
+  const inputs = mixed ? 3 + (choose ? 1 : 2) : 2;
+  return {
+    outside: [[vocabulary, w, tied ? 1 : 2], [w, 0, 2 * layers + 1]],
+    matrices,
+    block: tokens * (4 * s * w + 2 * s + inputs * c * w + 2 * c * w + 2 * c * k + 4 * heads) + mlp + (mixed ? 2 * time * (w / heads) * c : 0),
+    casts: c * sum(matrices, numbersOf),
+    last: tokens * ((2 * s + c) * w + s),
+    made: tokens * (2 * s * w + Math.floor((3 * c * h * experts_per_token) / experts) - 4 * vocabulary - (c + 2 * s) * w) + s * (vocabulary * w + w * h),
+    shared: tied ? 2 : 0,
   };
 }
 
@@ -31,15 +84,15 @@ function optimizing({ rule, hidden_rule: hidden }, count, tensors, layers, w, by
 // and the weights, in what is computed with, in the optimizer's state, and in what is kept beside.
 // `rules` are the optimizer's, `parts` the micro-batches that make a step.
 export function planMemory({ shape, batch, time, parts, p, rules, checkpointing }) {
-  const { vocabulary, context, layers, heads, width: w } = shape;
+  const { vocabulary, layers, width: w } = shape;
   const s = p.parameter_bytes, c = p.compute_bytes, mixed = s !== c;
   const tokens = batch * time;
-  const count = (vocabulary + context + 2) * w + layers * (12 * w * w + 13 * w);
-  const { state, atStep } = optimizing(rules, count, 4 + 12 * layers, layers, w, p.state_bytes);
+  const model = ("hidden" in shape ? decoderParts : gptParts)(shape, tokens, time, s, c);
+  const count = sum(model.outside, numbersOf) + layers * sum(model.matrices, numbersOf), { block } = model;
+  const { state, atStep } = optimizing(rules, model, layers, p.state_bytes);
 
-  const block = tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads);
-  const casts = mixed ? 12 * w * w * c : 0;
-  const last = tokens * ((s + c) * w + 8 + 4 * vocabulary + 16 * parts) + 8 * time + 4 + (p.loss_scale ? 4 : 0);
+  const casts = mixed ? model.casts : 0;
+  const last = model.last + tokens * (4 * vocabulary + 16 * parts) + 4 + (p.loss_scale ? 4 : 0);
   const output = mixed ? vocabulary * w * c : 0;
   const again = block + casts - s * tokens * w;
 
@@ -53,9 +106,8 @@ export function planMemory({ shape, batch, time, parts, p, rules, checkpointing 
     casts: output + (checkpointing ? 0 : layers * casts),
     activations: last + layers * (checkpointing ? s * tokens * w : block),
     atLoss: 8 * tokens * vocabulary,
-    atBlock: tokens * ((s + 4 * c) * w - 4 * vocabulary - (c + s) * w) + s * (vocabulary * w + 4 * w * w)
-      - output + (checkpointing ? again : 0),
-    atUpdate: Math.max((parts > 1 ? 3 : 2) * s * vocabulary * w, atStep + p.copied_bytes * count),
+    atBlock: model.made - output + (checkpointing ? again : 0),
+    atUpdate: Math.max((model.shared + (parts > 1 ? 1 : 0)) * s * vocabulary * w, atStep + p.copied_bytes * count),
   };
   return { ...found, ...peaks(found) };
 }
@@ -112,19 +164,36 @@ export function sentence(s) {
 export function readState(get) {
   const [shape, batch, time, precision, optimizer] = ["shape", "batch", "sequence", "precision", "optimizer"].map(get);
   const [precisions, presets, devices, room, checkpointing] = ["precisions", "presets", "devices", "room", "checkpointing"].map(get);
-  const parts = get("accumulation_steps");
+  const parts = get("accumulation_steps"), beside = get("beside");
   const rules = get("optimizers").find((one) => one.name === optimizer);
   const p = precisions.find((one) => one.name === precision);
-  const same = presets.find(([, known]) => Object.keys(known).every((key) => known[key] === shape[key]));
-  const name = same ? same[0] : `A GPT of ${inWords(shape.layers, "block")} and width ${shape.width}`;
+  const keys = Object.keys(shape);
+  const same = presets.find(([, known]) => Object.keys(known).length === keys.length && keys.every((key) => known[key] === shape[key]));
+  const kind = "hidden" in shape ? "decoder" : "GPT";
+  const name = same ? same[0] : `A ${kind} of ${inWords(shape.layers, "block")} and width ${shape.width}`;
   const options = { shape, batch, time, parts, p, rules, checkpointing };
-  return { ...options, precision, optimizer, devices, room, name, options, plan: planMemory(options) };
+  return { ...options, precision, optimizer, devices, room, beside, name, options, plan: planMemory(options) };
 }
+
+const LONGEST = 4096; // tokens that a preset begins with, though its context may be longer
 
 // --- Parts ------------------------------------------------------------------------------------------------------
 
 const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096], accumulation_steps: [1, 1024] };
 const HEAD = 64; // GPT-2's width of a head, in every size
+
+// A shape of another width: with as many heads of the same width, and groups and MLP in proportion.
+export function ofWidth(shape, wanted) {
+  if (!("hidden" in shape)) {
+    const heads = Math.max(1, Math.round(wanted / HEAD));
+    return { ...shape, width: heads * HEAD, heads };
+  }
+  const head = shape.width / shape.heads, group = shape.heads / shape.key_value_heads;
+  const groups = Math.max(1, Math.round(wanted / (head * group)));
+  const width = groups * group * head;
+  const hidden = Math.max(1, Math.round((shape.hidden * width) / shape.width));
+  return { ...shape, width, heads: groups * group, key_value_heads: groups, hidden };
+}
 
 function controls(act, { precisions, optimizers, presets }) {
   let now = null;
@@ -141,9 +210,9 @@ function controls(act, { precisions, optimizers, presets }) {
   });
   const layers = part("layers"), vocabulary = part("vocabulary");
   const width = number({ min: HEAD, max: LIMITS.width[1], step: HEAD }, (field) => {
-    const heads = Math.max(1, Math.round(whole(field, ...LIMITS.width) / HEAD));
-    act({ shape: { ...now.shape, width: heads * HEAD, heads } });
-    field.value = heads * HEAD;
+    const shape = ofWidth(now.shape, whole(field, ...LIMITS.width));
+    act({ shape });
+    field.value = shape.width;
   });
   const time = number({ min: 1, max: 131072 }, (field) => {
     const value = whole(field, 1, 131072);
@@ -166,7 +235,7 @@ function controls(act, { precisions, optimizers, presets }) {
   const optimizer = chooser("Optimizer", optimizers.map((name) => [name, name]), (value) => act({ optimizer: value }));
   const box = h("input", { type: "checkbox", class: "mp-check" });
   box.addEventListener("change", () => act({ checkpointing: box.checked }));
-  const buttons = presets.map(([name, shape]) => button(name, () => act({ shape, sequence: shape.context })));
+  const buttons = presets.map(([name, shape]) => button(name, () => act({ shape, sequence: Math.min(shape.context, LONGEST) })));
   return {
     el: h("div", { class: "mp-controls" },
       h("div", { class: "mp-row mp-presets", role: "group", "aria-label": "Models" }, ...buttons),
@@ -246,15 +315,17 @@ const table = (caption, heads, body) =>
 const row = (head, ...texts) => h("tr", {}, h("th", { scope: "row" }, ...head), ...texts.map((text) => h("td", {}, text)));
 
 function tables() {
-  const parts = h("tbody"), fits = h("tbody");
+  const parts = h("tbody"), fits = h("tbody"), beside = h("tbody");
   return {
     el: h("div", { class: "mp-plan" },
       table("At the peak", ["", "bytes", "share"], parts),
+      table("Beside it, as others state it", ["", "bytes"], beside),
       table("A tenth left free", ["device", "fits", "largest batch"], fits)),
     draw(s) {
       const { plan } = s;
       parts.replaceChildren(...Object.entries(plan.atPeak).filter(([, bytes]) => bytes > 0).map(([name, bytes]) =>
         row([h("span", { class: `mp-swatch ${kind(name)}` }), name], size(bytes), percent(bytes / plan.peak))));
+      beside.replaceChildren(...s.beside.map(([name, bytes]) => row([name], size(bytes))));
       fits.replaceChildren(...s.devices.map(([name, gib]) => {
         const room = s.room * gib * GIB;
         return row([name], plan.peak <= room ? "yes" : "no", String(largestBatch(room, s.options)));

@@ -1,0 +1,137 @@
+"""The bytes of a planned training step, and the moment at which they are most.
+
+Training holds two kinds of memory.  What stays from step to step grows with the *parameters*: the
+weights, what an update keeps beside them, and the optimizer's state; gradients join them in each
+backward pass.  What comes and goes within a step grows with the *tokens*: the tensors that autograd
+saves for the backward pass, and on top of them, for a moment, the logits and their gradient.
+
+Taught in the chapter "Memory".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mpbook.cost.device_room import RESERVE, fits_on
+from mpbook.cost.measure import Memory
+from mpbook.cost.saved_tensors import SavedTensor
+from mpbook.notebook import Table
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The bytes of one training step, and the moment at which they are most.
+
+    ``saved`` is what autograd keeps, tensor by tensor.  ``held_gradients`` are those of earlier
+    micro-batches, which stay through the passes of the next; none without accumulation.  The
+    temporaries are what comes on top for a moment: two gradients as large as the logits when the
+    backward pass begins; the gradients of the last block's GELU, less what is freed by then; and
+    what the optimizer's step allocates, or the backward pass just before it for the matrix that
+    embedding and output share.
+
+    The loss is planned as `mpbook.training.loss_of` computes it, in eager mode: on float32 logits,
+    of which the caller keeps none.  A loop whose variable ``logits`` lives until the backward pass
+    holds them as well, in the dtype of the products.
+    """
+
+    parameter_count: int
+    parameters: int
+    master_copies: int
+    gradients: int
+    held_gradients: int
+    optimizer_state: int
+    saved: tuple[SavedTensor, ...] = field(repr=False)
+    loss_temporaries: int
+    block_temporaries: int
+    update_temporaries: int
+
+    @property
+    def weight_casts(self) -> int:
+        """Bytes of the 16-bit weights that autocast makes and autograd keeps."""
+        return sum(t.bytes for t in self.saved if t.is_weight_cast)
+
+    @property
+    def activations(self) -> int:
+        """Bytes saved for the backward pass, but for the casts of weights."""
+        return sum(t.bytes for t in self.saved if not t.is_weight_cast)
+
+    @property
+    def memory(self) -> Memory:
+        """The categories that `mpbook.training.train` counts in ``Run.memory``."""
+        return Memory(
+            parameters=self.parameters,
+            master_copies=self.master_copies,
+            gradients=self.gradients,
+            optimizer_state=self.optimizer_state,
+            saved_for_backward=self.weight_casts + self.activations,
+        )
+
+    @property
+    def kept(self) -> int:
+        """Bytes that stay from one step to the next, once the gradients are set to None."""
+        return self.parameters + self.master_copies + self.optimizer_state
+
+    @property
+    def peak_at_loss(self) -> int:
+        """Bytes held when the backward pass begins."""
+        return self._held_by_backward + self.loss_temporaries
+
+    @property
+    def peak_at_block(self) -> int:
+        """Bytes held when the backward pass is at the last block's GELU."""
+        return self._held_by_backward + self.block_temporaries
+
+    @property
+    def _held_by_backward(self) -> int:
+        return self.kept + self.held_gradients + self.memory.saved_for_backward
+
+    @property
+    def peak_at_update(self) -> int:
+        """Bytes held at the end of the backward pass and in the optimizer's step."""
+        return self.kept + self.gradients + self.update_temporaries
+
+    @property
+    def peak(self) -> int:
+        """The largest of the three moments: exact to about 1%, with checkpointing to 7%."""
+        return max(self.peak_at_loss, self.peak_at_block, self.peak_at_update)
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """The categories at the moment of the peak, which sum up to it."""
+        kept = {
+            "parameters": self.parameters,
+            "master copies": self.master_copies,
+            "optimizer state": self.optimizer_state,
+        }
+        if self.peak_at_update == self.peak:
+            now = {"gradients": self.gradients, "update, for a moment": self.update_temporaries}
+            return kept | now
+        return kept | {
+            "gradients": self.held_gradients,
+            "weight casts": self.weight_casts,
+            "activations": self.activations,
+            "backward, for a moment": self.peak - self._held_by_backward,
+        }
+
+    def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
+        """For each of `mpbook.cost.device_room.DEVICE_GIB`, whether the peak leaves the reserve.
+
+        Raises:
+            ValueError: a reserve that is no share.
+        """
+        return fits_on(self.peak, reserve=reserve)
+
+    def table(self) -> Table:
+        """The categories at the peak, in megabytes and in bytes a parameter."""
+        rows = [
+            (name, round(count / 1e6, 1), round(count / self.parameter_count, 2))
+            for name, count in (*self.at_peak.items(), ("together", self.peak))
+            if count
+        ]
+        return Table(["at the peak", "MB", "bytes a parameter"], rows)
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
