@@ -147,7 +147,7 @@ def _joined(
 ) -> Captured:
     """All calls of a layer in one batch as one."""
     if not calls or not all(gradients for _, gradients in calls):
-        raise ValueError(f"layers: the loss does not depend on the output of {name!r}; leave it out")
+        raise ValueError(f"layers: the loss does not depend on {name!r}; leave it out")
     x = torch.cat([x.reshape(-1, x.shape[-1]) for x, _ in calls])
     dy = torch.cat([dy.reshape(-1, dy.shape[-1]) for _, (dy, *_) in calls])
     return Captured(name, batch, x, layer.weight.detach().float().clone(), dy)

@@ -157,7 +157,9 @@ class Trial:
             ValueError: a variant that was not tried, an unknown metric, fewer than two batches.
         """
         with_, without = (self._by_batch(product, v, metric) for v in (variant, baseline))
-        low, high = _t_interval([a - b for a, b in zip(with_, without, strict=True)], self.confidence)
+        low, high = _t_interval(
+            [a - b for a, b in zip(with_, without, strict=True)], self.confidence
+        )
         before, after = statistics.fmean(without), statistics.fmean(with_)
         sign = -1 if metric == "cosine" else 1
         worse = sorted((sign * low, sign * high))
@@ -173,7 +175,9 @@ class Trial:
             baseline = Variant(variant.block_format, variant.scale_mode)
             tricks = variant.stochastic + (variant.hadamard is not None) + variant.square
             if tricks == 1 and (product, baseline) in tried:
-                metrics: tuple[Metric, ...] = ("error", "bias") if variant.stochastic else ("error",)
+                metrics: tuple[Metric, ...] = (
+                    ("error", "bias") if variant.stochastic else ("error",)
+                )
                 found += [self.difference(product, variant, baseline, metric=m) for m in metrics]
         return found
 
@@ -195,9 +199,13 @@ class Trial:
 
     def alt(self, *, metric: Metric = "error") -> str:
         """What `figure` shows, for `mpbook.plots.show`."""
-        verdicts = {(d.variant.format_name, d.variant.tricks, d.product): d for d in self.differences()}
+        verdicts = {
+            (d.variant.format_name, d.variant.tricks, d.product): d for d in self.differences()
+        }
         words = [f"{f}: {t} {d.verdict} in {p}" for (f, t, p), d in verdicts.items()]
-        return f"Heat maps of the {metric} of three products by format and tricks. " + "; ".join(words)
+        return f"Heat maps of the {metric} of three products by format and tricks. " + "; ".join(
+            words
+        )
 
     def _by_batch(self, product: str, variant: Variant, metric: Metric) -> list[float]:
         if metric not in get_args(Metric):
