@@ -83,7 +83,7 @@ def test_a_layer_that_is_called_twice_has_the_tokens_of_both_calls_in_order() ->
         ({"loss": lambda net, pair: net(pair[0])}, "expected a scalar"),
         (
             {"loss": lambda net, pair: net[0](pair[0]).sum(), "layers": ["4"]},
-            "of '4'; leave it out",
+            "on '4'; leave it out",
         ),
         ({"batches": []}, "at least one"),
     ],
