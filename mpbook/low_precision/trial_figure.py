@@ -43,7 +43,10 @@ def _heat_map(axis: Any, grid: list[list[float]], formats: list[str], tricks: li
     for (i, row), j in itertools.product(enumerate(grid), range(len(tricks))):
         if not math.isnan(row[j]):
             axis.text(j, i, f"{row[j]:.3g}", ha="center", va="center", fontsize=7)
-    names = [trick.replace(", ", "\n").replace("Hadamard", "H") for trick in tricks]
+    names = [
+        trick.replace(", ", "\n").replace("Hadamard", "H").replace(" blocks", "")
+        for trick in tricks
+    ]
     axis.set_xticks(range(len(tricks)), names, fontsize=6)
     axis.set_yticks(range(len(formats)), formats, fontsize=8)
     axis.grid(False)
