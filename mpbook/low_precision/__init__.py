@@ -8,12 +8,16 @@
   model.
 * `mpbook.low_precision.scaling` keeps scales that come from earlier steps,
   `mpbook.low_precision.hadamard` rotates.
+* `mpbook.low_precision.capture` takes tensors from a model, `mpbook.low_precision.tricks` tries
+  every trick on them: the combinations are in `mpbook.low_precision.variants`, the verdicts in
+  `mpbook.low_precision.trial`, the heat map in `mpbook.low_precision.trial_figure`.
 * `mpbook.low_precision.accumulator` adds up with fewer bits, `mpbook.low_precision.native` on the
   units that a device has for it.
 
 Its chapter, "FP8 and below", is not written yet.
 """
 
+from mpbook.low_precision.capture import Captured, capture
 from mpbook.low_precision.conversion import advance, all_but_last, convert, linear_layers
 from mpbook.low_precision.linear import LinearProducts, QuantizedLinear, product
 from mpbook.low_precision.operands import (
@@ -27,11 +31,15 @@ from mpbook.low_precision.operands import (
 )
 from mpbook.low_precision.quantisation import factored, quantised
 from mpbook.low_precision.recipes import RECIPES, Recipe, as_recipe, of_tensors, rotated
+from mpbook.low_precision.trial import Trial
+from mpbook.low_precision.tricks import trial_of, which_trick_pays
+from mpbook.low_precision.variants import Variant
 
 __all__ = [
     "HIGH",
     "RECIPES",
     "Accumulation",
+    "Captured",
     "Current",
     "Delayed",
     "Fixed",
@@ -40,9 +48,12 @@ __all__ = [
     "Product",
     "QuantizedLinear",
     "Recipe",
+    "Trial",
+    "Variant",
     "advance",
     "all_but_last",
     "as_recipe",
+    "capture",
     "convert",
     "factored",
     "linear_layers",
@@ -50,4 +61,6 @@ __all__ = [
     "product",
     "quantised",
     "rotated",
+    "trial_of",
+    "which_trick_pays",
 ]
