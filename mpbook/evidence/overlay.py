@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mpbook.cost.measure import Spread
+from mpbook.evidence.published import published
 from mpbook.evidence.records import Record
 
 Case = Mapping[str, Any]
@@ -102,3 +103,18 @@ def _rounded(value: float) -> int:
 def of_experiment(overlays: Iterable[Overlay], experiment: str) -> list[Overlay]:
     """Those that read records of one experiment."""
     return [overlay for overlay in overlays if overlay.experiment == experiment]
+
+
+def product_lines() -> list[Overlay]:
+    """The best single products in 16 and 8 bits, beside those that others have published."""
+    best = published(quantity="peak", model="single matrix product")
+    lines = []
+    for format, word in {"bfloat16": "bf16", "float8_e4m3fn": "fp8"}.items():
+        found = best.that(lambda figure, word=word: word in figure.precision_b).summary()  # type: ignore[misc]
+        said = f"{found.low:.0%} to {found.high:.0%}, median {found.median:.0%}"
+        label = f"best product in {format}, of the stated peak"
+        of = {"format": format}
+        lines.append(
+            Overlay(experiment="matmul_ladder", label=label, take="share", of=of, published=said)
+        )
+    return lines

@@ -17,7 +17,8 @@ from playwright.sync_api import Page, expect
 
 from mpbook.evidence import recorder, records
 from mpbook.evidence.experiments import EXPERIMENTS
-from mpbook.evidence.overlay import Overlay
+from mpbook.evidence.overlay import Overlay, product_lines
+from mpbook.evidence.published import published
 from mpbook.evidence.records import Provenance, Record
 from mpbook.explorers import RecordExplorer
 
@@ -358,3 +359,12 @@ def test_axe_finds_nothing_and_the_page_fits(
 def test_without_javascript_the_known_numbers_are_there(open_explorer: OpenExplorer) -> None:
     page = open_explorer(RecordExplorer(OVERLAYS), java_script_enabled=False)
     expect(page.locator(".mp-static")).to_contain_text("1.0 to 1.5, median 1.1")
+
+
+def test_products_are_laid_beside_what_others_reached() -> None:
+    lines = product_lines()
+    assert [line.of["format"] for line in lines] == ["bfloat16", "float8_e4m3fn"]
+    reached = published(quantity="peak", model="single matrix product")
+    for line, word in zip(lines, ("bf16", "fp8"), strict=True):
+        ratios = reached.that(lambda f, word=word: word in f.precision_b).ratios
+        assert line.published.startswith(f"{min(ratios):.0%} to {max(ratios):.0%}")
