@@ -16,12 +16,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from visits import needs_compiler
 
 import mpbook.formats.block_description
 import mpbook.formats.blocks
+from mpbook.device import compiled
 from mpbook.formats import FORMATS, ulp
 from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat, as_block_format
 from mpbook.formats.blocks import fake_quantise, quantise, signal_to_noise_db
+from mpbook.formats.counter_hash import draw_keys
 
 MX = [name for name, format in BLOCK_FORMATS.items() if format.has_power_of_two_scale]
 FP8 = [name for name in BLOCK_FORMATS if name.startswith("fp8")]
@@ -706,6 +709,39 @@ def test_stochastic_rounding_is_right_on_average_and_reproducible(name):
     saturated = row.abs() > above.abs().max() * (1 - 1e-6)
     z = (y.mean(0) - row) / ((above - below).double() / (2 * math.sqrt(len(x))) + 1e-12)
     assert (z.abs()[~exact & ~saturated] < 4.5).all()
+
+
+def test_a_generator_draws_the_keys_of_a_call_and_they_may_be_given_instead(monkeypatch):
+    x, options = random(64, 128), dict(scale_mode="ceil", rounding="stochastic")
+    drawn = fake_quantise(x, "mxfp4", generator=torch.Generator().manual_seed(5), **options)
+    keys = draw_keys(torch.Generator().manual_seed(5))
+    assert same(fake_quantise(x, "mxfp4", keys=keys, **options), drawn)
+    monkeypatch.setattr(mpbook.formats.blocks, "_CACHE_ELEMENTS", 1000)  # in small pieces
+    assert same(fake_quantise(x, "mxfp4", keys=keys, **options), drawn)
+    other = draw_keys(torch.Generator().manual_seed(6))
+    assert not same(fake_quantise(x, "mxfp4", keys=other, **options), drawn)
+    for wrong in ({}, dict(keys=keys, generator=torch.Generator())):
+        with pytest.raises(ValueError, match=r"generator=torch\.Generator"):
+            fake_quantise(x, "mxfp4", **options, **wrong)
+
+
+def test_no_two_pieces_of_a_tensor_have_the_same_draws(monkeypatch):
+    monkeypatch.setattr(mpbook.formats.blocks, "_CACHE_ELEMENTS", 1024)
+    x = random(8, 128).repeat(16, 1)  # 16 pieces of the same numbers
+    y = fake_quantise(x, "mxfp4", scale_mode="ceil", rounding="stochastic", keys=draw_keys(
+        torch.Generator().manual_seed(0)
+    ))  # fmt: skip
+    pieces = y.view(16, -1)
+    assert len({tuple(piece.tolist()) for piece in pieces}) == 16
+
+
+@needs_compiler
+def test_compiled_quantisation_gives_the_same_bits():
+    def function(x, keys):
+        return fake_quantise(x, "mxfp4", scale_mode="rceil", rounding="stochastic", keys=keys)
+
+    x, keys = random(32, 64), draw_keys(torch.Generator().manual_seed(0))
+    assert same(compiled(function, fullgraph=True)(x, keys), function(x, keys))
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "fp8_per_row"])
