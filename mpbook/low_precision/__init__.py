@@ -8,14 +8,16 @@
   model.
 * `mpbook.low_precision.scaling` keeps scales that come from earlier steps,
   `mpbook.low_precision.hadamard` rotates.
+* `mpbook.low_precision.noise_gauge` says how much of a gradient is noise of rounding.
 * `mpbook.low_precision.accumulator` adds up with fewer bits, `mpbook.low_precision.native` on the
   units that a device has for it.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from mpbook.low_precision.conversion import advance, all_but_last, convert, linear_layers
 from mpbook.low_precision.linear import LinearProducts, QuantizedLinear, product
+from mpbook.low_precision.noise_gauge import forecast, read_gauge
 from mpbook.low_precision.operands import (
     HIGH,
     Accumulation,
@@ -45,9 +47,11 @@ __all__ = [
     "as_recipe",
     "convert",
     "factored",
+    "forecast",
     "linear_layers",
     "of_tensors",
     "product",
     "quantised",
+    "read_gauge",
     "rotated",
 ]

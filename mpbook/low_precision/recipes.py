@@ -18,7 +18,7 @@ Sources: torchao, "Float8 training" and "MX training"; TransformerEngine, "Low p
 DeepSeek-V3, arXiv:2412.19437; NVIDIA, "Pretraining Large Language Models with NVFP4",
 arXiv:2509.25149.  `mpbook.low_precision.names` says who calls what how.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from mpbook.evidence.claims import (
     ledger,
     numbers,
     pytorch,
+    low_precision,
     recorded,
     training,
 )
@@ -155,7 +156,7 @@ def test_twice_the_tokens_follows_from_the_figures(ratios, kind):
 
 
 def test_every_claim_has_an_id_of_its_own_and_all_are_in_the_ledger():
-    groups = (numbers, pytorch, training, recorded)
+    groups = (numbers, pytorch, training, recorded, low_precision)
     listed = [claim.id for group in groups for claim in group.CLAIMS]
     assert len(set(listed)) == len(listed) >= 25
     assert list(CLAIMS) == listed
