@@ -41,7 +41,7 @@ def _needs_a_scale() -> Finding:
 def memory_halves(figures: Figures) -> tuple[Finding, Figures]:
     """Training steps in FP8 against 16 bits, at one batch."""
     steps = figures.where(quantity="memory").that(
-        lambda figure: "fp8" in figure.precision_b.lower() and "16" in figure.precision_a
+        lambda figure: "fp8" in figure.precision_b.lower() and "16" in str(figure.precision_a)
     )
     everything = steps.that(lambda figure: "MS-AMP" in figure.precision_b)
     products = steps.that(lambda figure: "MS-AMP" not in figure.precision_b)
@@ -58,6 +58,8 @@ def memory_halves(figures: Figures) -> tuple[Finding, Figures]:
 def speed_doubles(figures: Figures) -> tuple[Finding, Figures]:
     """Whole trainings of Transformers in FP8 or FP4 against 16 bits."""
     whole = figures.where(claim="fp8-speed", kind_of_model="Transformers")
+    if not len(whole):
+        raise LookupError("no published training in FP8")
     why = (
         f"Of {len(whole)} published trainings the middle one is "
         f"{statistics.median(whole.ratios):.2f} times "

@@ -55,7 +55,7 @@ NAMED: dict[str, Precision] = {
         parameter_dtype=torch.bfloat16,
         compute_dtype=torch.bfloat16,
         weight_update="stochastic_rounding",
-    )
+    ),
 }
 """Precisions that experiments compare and that have no name elsewhere."""
 

@@ -1,4 +1,4 @@
-"""How far training in eight and four bits ends from bfloat16, in pairs of one seed and one order."""
+"""How far training in eight and four bits ends from bfloat16, in pairs of one seed."""
 
 from __future__ import annotations
 
