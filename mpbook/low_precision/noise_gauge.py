@@ -5,8 +5,9 @@ large the noise does not matter.  As training converges the gradients of the sin
 cancel in their sum; their roundings do not cancel, so the noise stays while the signal falls.
 
 A step along g + noise, of the best length, gains r**2 / (1 + r**2) of what a step along g alone
-gains, on a bowl that is equally steep on all sides, with r = |g| / |noise|.  At r = sqrt(3) that is
-three quarters: about there, says the paper, training in four bits becomes less effective.
+gains, on a bowl that is equally steep on all sides, with r the norm of g over that of the noise.
+At r = sqrt(3) that is three quarters: about there, says the paper, training in four bits becomes
+less effective.
 
 Source: "FP4 All the Way", arXiv:2505.19115, for the threshold.
 """

@@ -68,7 +68,7 @@ class Recipe:
         wgrad: of ``dy`` and ``x``.
         scaling: where scales come from.
         last_layers_high: how many of a model's last linear layers stay as they are; the last one
-            alone by default, as all published recipes keep the output layer.
+            alone by default, as most published recipes keep the output layer.
         stays_high: shell patterns of the names of more layers that stay as they are.
         accumulation: how products are added up; None for float32.
         engine: ``"emulated"`` everywhere, or ``"native"``: `mpbook.low_precision.native`.
