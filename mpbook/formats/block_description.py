@@ -2,7 +2,7 @@
 
 `mpbook.formats.blocks` quantises to such a format, and says what each scale means.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

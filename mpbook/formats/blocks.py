@@ -29,7 +29,7 @@ CPU goes through a float32 logarithm, and misses an amax just above a threshold;
 of scale 2**-127 by 2**-126, in "rceil" by 1; elements under a NaN scale, which nobody reads.  Its
 NVFP4 lets no block scale fall below 2**-6, and multiplies by reciprocals.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -11,15 +11,17 @@
 * `mpbook.low_precision.capture` takes tensors from a model, `mpbook.low_precision.tricks` tries
   every trick on them: the combinations are in `mpbook.low_precision.variants`, the verdicts in
   `mpbook.low_precision.trial`, the heat map in `mpbook.low_precision.trial_figure`.
+* `mpbook.low_precision.noise_gauge` says how much of a gradient is noise of rounding.
 * `mpbook.low_precision.accumulator` adds up with fewer bits, `mpbook.low_precision.native` on the
   units that a device has for it.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from mpbook.low_precision.capture import Captured, capture
 from mpbook.low_precision.conversion import advance, all_but_last, convert, linear_layers
 from mpbook.low_precision.linear import LinearProducts, QuantizedLinear, product
+from mpbook.low_precision.noise_gauge import forecast, read_gauge
 from mpbook.low_precision.operands import (
     HIGH,
     Accumulation,
@@ -56,10 +58,12 @@ __all__ = [
     "capture",
     "convert",
     "factored",
+    "forecast",
     "linear_layers",
     "of_tensors",
     "product",
     "quantised",
+    "read_gauge",
     "rotated",
     "trial_of",
     "which_trick_pays",

@@ -5,7 +5,7 @@ objects, so an optimizer, tied weights, hooks and ``state_dict`` keys stay right
 and returns the model, as torchao's ``convert_to_float8_training`` does; to keep the original, pass
 ``copy.deepcopy(model)``.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the signs of the numbers flipped at random first, no input is bad for it but by 
 operands of a product are rotated alike along what is contracted: the rotations cancel in exact
 arithmetic, ``(a R) (b R).T = a b.T``, and what is quantised has no outliers.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

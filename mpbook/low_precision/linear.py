@@ -12,7 +12,7 @@ core's do, or less.  `mpbook.low_precision.accumulator` emulates sums that keep 
 **NaN and infinity.**  Either becomes NaN in all that shares a scale with it: in the whole tensor,
 a row or a block.  So the loss shows it, and a loss scaler finds it in the gradients.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

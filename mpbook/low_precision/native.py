@@ -7,7 +7,7 @@ the sums round.  A CPU has it too, which proves it and is no faster.
 Formats with scales inside a row (1x128, MX, NVFP4) ask for layouts of their own on each GPU, and
 are emulated alone.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

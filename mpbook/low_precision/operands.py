@@ -2,7 +2,7 @@
 
 `mpbook.low_precision.recipes` puts them together and says what the three products are.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What becomes of an operand: the numbers that enter a product.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Sources: torchao, "Float8 training" and "MX training"; TransformerEngine, "Low p
 DeepSeek-V3, arXiv:2412.19437; NVIDIA, "Pretraining Large Language Models with NVFP4",
 arXiv:2509.25149.  `mpbook.low_precision.names` says who calls what how.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Recipe:
         wgrad: of ``dy`` and ``x``.
         scaling: where scales come from.
         last_layers_high: how many of a model's last linear layers stay as they are; the last one
-            alone by default, as all published recipes keep the output layer.
+            alone by default, as most published recipes keep the output layer.
         stays_high: shell patterns of the names of more layers that stay as they are.
         accumulation: how products are added up; None for float32.
         engine: ``"emulated"`` everywhere, or ``"native"``: `mpbook.low_precision.native`.

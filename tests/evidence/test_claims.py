@@ -26,6 +26,7 @@ from mpbook.evidence.claims import (
     Verdict,
     base,
     ledger,
+    low_precision,
     numbers,
     pytorch,
     recorded,
@@ -155,7 +156,7 @@ def test_twice_the_tokens_follows_from_the_figures(ratios, kind):
 
 
 def test_every_claim_has_an_id_of_its_own_and_all_are_in_the_ledger():
-    groups = (numbers, pytorch, training, recorded)
+    groups = (numbers, pytorch, training, recorded, low_precision)
     listed = [claim.id for group in groups for claim in group.CLAIMS]
     assert len(set(listed)) == len(listed) >= 25
     assert list(CLAIMS) == listed
@@ -946,3 +947,54 @@ def test_a_record_of_an_h100_overrules_its_data_sheet(reached, kind):
 def test_a_record_of_another_gpu_does_not_judge_an_h100(device):
     other = replace(a_record("matmul_ladder"), provenance=replace(GPU, device=device))
     assert decide("h100-does-1979-tflops", other).evidence == "NVIDIA's data sheet"
+
+
+# Eight and four bits.
+
+
+def test_fp8_needs_a_scale_for_each_operand_in_place_of_a_loss_scale():
+    verdict = decide("fp8-needs-no-loss-scaling")
+    assert verdict.kind == "holds when ..." and verdict.evidence == base.EXACT
+    assert "makes 100% with no scale and 0% with a scale" in verdict.why
+
+
+@pytest.mark.parametrize("name", ["fp8-halves-memory", "fp8-doubles-speed"])
+def test_published_figures_refute_what_is_said_of_fp8(name):
+    verdict = decide(name, figures=published())
+    assert verdict.kind == "false" and verdict.evidence.startswith("published: ")
+    assert decide(name).kind == NOT_RECORDED
+
+
+def test_a_gpu_on_which_fp8_doubles_the_speed_is_believed_first():
+    rows = [
+        (
+            {"precision": precision, "mode": "compiled", "vocabulary": 50304},
+            {"tokens": 1000, "seconds": [seconds, seconds, seconds]},
+        )
+        for precision, seconds in (("bf16-mixed", 1.0), ("float8_tensorwise-native", 0.4))
+    ]
+    verdict = decide("fp8-doubles-speed", a_record("gpt2_throughput", *rows), figures=published())
+    assert verdict.kind == "holds" and "2.50 to 2.50" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "kind"),
+    [(0.0, 0.001, "holds"), (0.03, 0.001, "false"), (0.0, 0.1, NOT_RECORDED)],
+)
+def test_pairs_of_runs_decide_whether_mxfp8_is_as_good(shift, spread, kind):
+    rows = [
+        ({"precision": precision, "seed": seed}, {"validation_loss": 2.0 + 0.1 * seed + added})
+        for seed in range(13)
+        for precision, added in (
+            ("bf16-mixed", 0.0),
+            ("mxfp8-mixed", shift + spread * (-1) ** seed),
+        )
+    ]
+    verdict = decide("mxfp8-is-as-good-as-bf16", a_record("low_precision_pairs", *rows))
+    assert verdict.kind == kind and "13 pairs" in verdict.why
+
+
+def test_a_record_without_fp8_leaves_nvfp4_open():
+    rows = [({"precision": "nvfp4-mixed", "seed": s}, {"validation_loss": 2.0}) for s in range(3)]
+    verdict = decide("nvfp4-trains-as-well-as-fp8", a_record("low_precision_pairs", *rows))
+    assert verdict.kind == NOT_RECORDED and "no two seeds" in verdict.why

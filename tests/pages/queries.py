@@ -149,6 +149,18 @@ QUERIES: dict[str, set[str]] = {
     "flash_attention_2 loss explodes sdpa works": {"own-flash"},
     "DebugUnderflowOverflow": {"own-tools"},
     "lint training script mixed precision": {"own-lint"},
+    # Eight and four bits.
+    "fp8 slower than bf16": {"sp-fp8", "fp8-cost", "fp8-eight-gpus"},
+    "NaN with rowwise": {"fp8-zero-row"},
+    "fp8 LoRA nan": {"fp8-zero-row"},
+    "fp8 uses more memory than bf16": {"fp8-more-memory", "fp8-memory", "fp8-cost"},
+    "delayed scaling first step": {"fp8-delayed"},
+    "convert_to_float8_training": {"fp8-recipe", "sp-fp8"},
+    "nvfp4 stochastic rounding hadamard": {"fp4-tricks", "fp8-hadamard-worse", "fp8-who"},
+    "mxfp8 scale rceil floor": {"fp8-scale-modes", "fp8-blocks"},
+    "Expected trailing dimension of mat1 to be divisible by 16": {"fp8-multiple"},
+    "hopper fp8 14 bits accumulation": {"fp8-14-bits"},
+    "RTX 5090 nvfp4 zero gradients": {"fp8-zero-gradients"},
     # Typing errors.
     "GradScalr infinty chekcs recorded": {
         "ls-no-checks",

@@ -12,16 +12,18 @@ the chapters say of a claim.
 
 from __future__ import annotations
 
-from mpbook.evidence.claims import numbers, pytorch, recorded, training
+from mpbook.evidence.claims import low_precision, numbers, pytorch, recorded, training
 from mpbook.evidence.claims.base import NOT_RECORDED, Claim, Evidence, Kind, Ledger, Verdict
 
 __all__ = ["CLAIMS", "NOT_RECORDED", "Claim", "Evidence", "Kind", "Ledger", "Verdict", "ledger"]
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
-    for claim in (*numbers.CLAIMS, *pytorch.CLAIMS, *training.CLAIMS, *recorded.CLAIMS)
+    for group in (numbers, pytorch, training, recorded, low_precision)
+    for claim in group.CLAIMS
 }
-"""By id, those decided by arithmetic first, those that need a GPU's record last."""
+"""By id, those decided by arithmetic first, those that need a GPU's record after them, those about
+8 and 4 bits last."""
 
 
 def ledger(*ids: str, evidence: Evidence | None = None) -> Ledger:

@@ -169,6 +169,15 @@ def recorded(
     return decide
 
 
+def by_figures(find_out: ByFigures) -> Decide:
+    """Decide by what others have published alone, where no experiment of ours asks the question."""
+
+    def decide(evidence: Evidence) -> Verdict:
+        return _by_published(evidence, find_out) or _open("No published figures bear on it.")
+
+    return decide
+
+
 def _open(why: str) -> Verdict:
     return Verdict(NOT_RECORDED, why, "none")
 

@@ -39,7 +39,7 @@ def _rates(record: Record) -> dict[tuple[str, str, int], float]:
     }
 
 
-def _speedups(record: Record, *, of: tuple[str, ...], over: str) -> list[float]:
+def speedups(record: Record, *, of: tuple[str, ...], over: str) -> list[float]:
     """How many times as many tokens a second, wherever both were measured the same way."""
     rates = _rates(record)
     return [
@@ -56,8 +56,8 @@ def _span(ratios: list[float], format: str = ".1f") -> str:
 
 
 def _two_to_four_times(record: Record) -> Finding:
-    over_ieee = _speedups(record, of=MIXED, over="32-true")
-    over_tf32 = _speedups(record, of=MIXED, over="tf32")
+    over_ieee = speedups(record, of=MIXED, over="32-true")
+    over_tf32 = speedups(record, of=MIXED, over="tf32")
     why = (
         f"GPT-2 trains {_span(over_ieee)} times as fast as in float32, and {_span(over_tf32)} "
         "times as fast as in TF32."
@@ -66,7 +66,7 @@ def _two_to_four_times(record: Record) -> Finding:
 
 
 def _doubles_tokens(record: Record) -> Finding:
-    ratios = _speedups(record, of=("bf16-mixed",), over="32-true")
+    ratios = speedups(record, of=("bf16-mixed",), over="32-true")
     why = f"bf16-mixed makes {_span(ratios)} times the tokens a second of float32."
     return by_share([ratio >= 2 for ratio in ratios]), why
 

@@ -16,6 +16,7 @@ from mpbook.evidence.experiments import (
     gpt2_throughput,
     loss_scales,
     lost_weight_updates,
+    low_precision_pairs,
     matmul_ladder,
     optimisation_ladder,
 )
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         lost_weight_updates,
         loss_scales,
         bf16_pairs,
+        low_precision_pairs,
         gpt2_memory,
         gpt2_throughput,
         optimisation_ladder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpbook.cost.measure import peak_memory, time_calls
+from mpbook.low_precision.recipes import RECIPES
 from mpbook.models import GPT, GPTConfig, parameter_count
 from mpbook.precision import Precision, as_precision
 from mpbook.training import Settings, Trainer, environment, prepare
@@ -40,13 +41,21 @@ class Experiment:
     predicted_s: Mapping[str, float]
 
 
+FP8_NATIVE = Precision(
+    "float8_tensorwise-native",
+    compute_dtype=torch.bfloat16,
+    recipe=replace(RECIPES["float8_tensorwise"], engine="native"),
+)
+"""FP8 on the units that a GPU has for it."""
+
 NAMED: dict[str, Precision] = {
+    FP8_NATIVE.name: FP8_NATIVE,
     "bf16-true-stochastic": Precision(
         "bf16-true-stochastic",
         parameter_dtype=torch.bfloat16,
         compute_dtype=torch.bfloat16,
         weight_update="stochastic_rounding",
-    )
+    ),
 }
 """Precisions that experiments compare and that have no name elsewhere."""
 

@@ -17,6 +17,7 @@ from mpbook.device import compiled, sized
 from mpbook.device import name as device_name
 from mpbook.device_facts import dense_peak
 from mpbook.evidence.experiments.base import (
+    FP8_NATIVE,
     Case,
     Experiment,
     Results,
@@ -45,6 +46,7 @@ class Config:
         "bf16-mixed",
         "bf16-true",
         "bf16-true-stochastic",
+        FP8_NATIVE.name,
     )
 
 
@@ -112,7 +114,9 @@ def plain_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def products_in(precision: Precision) -> str:
-    """The format in which a precision multiplies matrices."""
+    """The format in which a precision multiplies the matrices of its linear layers."""
+    if precision.recipe is not None and precision.recipe.engine == "native":
+        return "float8_e4m3fn"
     if precision.compute_dtype == torch.float32 and precision.float32_matmul == "tf32":
         return "tfloat32"
     return str(precision.compute_dtype).removeprefix("torch.")

@@ -1,0 +1,148 @@
+"""Claims about training in eight and four bits."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from mpbook.evidence.claims.base import Claim, Finding, by_figures, by_share, exactly, recorded
+from mpbook.evidence.claims.recorded import speedups
+from mpbook.evidence.experiments.base import FP8_NATIVE
+from mpbook.evidence.experiments.low_precision_pairs import BASELINE
+from mpbook.evidence.published import Figures
+from mpbook.evidence.records import Record
+from mpbook.low_precision import RECIPES, quantised
+from mpbook.training.paired import PairedDifference
+
+MARGIN = 0.003
+"""The largest relative difference of loss that does not matter."""
+
+HALF = 0.55
+"""Of the memory in 16 bits: what would pass for half."""
+
+
+def _needs_a_scale() -> Finding:
+    """A gradient as small as those of a GPT, in E4M3 with and without a scale."""
+    dy = 1e-5 * torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    bare, scaled = (RECIPES[f].dgrad.left for f in ("unscaled_e4m3", "mxfp8"))
+    lost = {
+        "no scale": (quantised(dy, bare, scale=torch.tensor(1.0)) == 0).float().mean().item(),
+        "a scale for each block": (quantised(dy, scaled) == 0).float().mean().item(),
+    }
+    said = " and ".join(f"{share:.0%} with {name}" for name, share in lost.items())
+    why = (
+        f"Of gradients of about 1e-5, E4M3 makes {said} zero: it needs no loss scale when each "
+        "operand has a scale of its own."
+    )
+    return by_share([share < 0.01 for share in lost.values()]), why
+
+
+def memory_halves(figures: Figures) -> tuple[Finding, Figures]:
+    """Training steps in FP8 against 16 bits, at one batch."""
+    steps = figures.where(quantity="memory").that(
+        lambda figure: "fp8" in figure.precision_b.lower() and "16" in str(figure.precision_a)
+    )
+    everything = steps.that(lambda figure: "MS-AMP" in figure.precision_b)
+    products = steps.that(lambda figure: "MS-AMP" not in figure.precision_b)
+    if not len(products) or not len(everything):
+        raise LookupError("no published step in FP8")
+    why = (
+        f"FP8 products alone take {min(products.ratios):.0%} to {max(products.ratios):.0%} of the "
+        f"memory in 16 bits. With weights, gradients and optimizer state in 8 bits too it is "
+        f"{min(everything.ratios):.0%} to {max(everything.ratios):.0%}."
+    )
+    return (by_share([ratio <= HALF for ratio in steps.ratios]), why), steps
+
+
+def speed_doubles(figures: Figures) -> tuple[Finding, Figures]:
+    """Whole trainings of Transformers in FP8 or FP4 against 16 bits."""
+    whole = figures.where(claim="fp8-speed", kind_of_model="Transformers")
+    if not len(whole):
+        raise LookupError("no published training in FP8")
+    why = (
+        f"Of {len(whole)} published trainings the middle one is "
+        f"{statistics.median(whole.ratios):.2f} times "
+        f"as fast as in 16 bits, and the best {max(whole.ratios):.2f}."
+    )
+    return (by_share([ratio >= 2 for ratio in whole.ratios]), why), whole
+
+
+def _doubles_tokens(record: Record) -> Finding:
+    ratios = speedups(record, of=(FP8_NATIVE.name,), over=BASELINE)
+    if not ratios:
+        raise LookupError("no two cases to compare")
+    why = f"GPT-2 trains {min(ratios):.2f} to {max(ratios):.2f} times as fast as in bf16-mixed."
+    return by_share([ratio >= 2 for ratio in ratios]), why
+
+
+def _pairs(record: Record, precision: str, baseline: str) -> PairedDifference:
+    losses = {
+        (case["precision"], case["seed"]): results["validation_loss"]
+        for case, results in record.measured()
+    }
+    seeds = [s for p, s in losses if p == precision and (baseline, s) in losses]
+    if len(seeds) < 2:
+        raise LookupError(f"no two seeds of {precision} and {baseline}")
+    return PairedDifference(
+        name=precision,
+        baseline=baseline,
+        values=tuple(losses[precision, s] for s in seeds),
+        baseline_values=tuple(losses[baseline, s] for s in seeds),
+    )
+
+
+def _as_good(precision: str, baseline: str, record: Record) -> Finding:
+    found = _pairs(record, precision, baseline)
+    low, high = found.relative_interval
+    why = f"{found.seeds} pairs differ by {low:+.2%} to {high:+.2%} (95% confidence)."
+    if found.within(MARGIN):
+        return "holds", why
+    if low > MARGIN or high < -MARGIN:
+        return "false", why
+    return "not recorded yet", f"{why} That does not settle 0.3%."
+
+
+_NVFP4_PAPER = "[NVIDIA, 2025](https://arxiv.org/abs/2509.25149)"
+_PAGE = "formats_that_need_less/fp8_and_below"
+
+CLAIMS = (
+    Claim(
+        "fp8-needs-no-loss-scaling",
+        "FP8 needs no loss scaling.",
+        "often said",
+        exactly(_needs_a_scale),
+        f"{_PAGE}#fp8-why",
+    ),
+    Claim(
+        "fp8-halves-memory",
+        "FP8 halves the memory of training.",
+        "often said",
+        by_figures(memory_halves),
+        f"{_PAGE}#fp8-memory",
+    ),
+    Claim(
+        "fp8-doubles-speed",
+        "FP8 doubles the speed of training.",
+        "data sheets, of the peak",
+        recorded("gpt2_throughput", _doubles_tokens, otherwise=speed_doubles),
+        f"{_PAGE}#fp8-speed",
+    ),
+    Claim(
+        "mxfp8-is-as-good-as-bf16",
+        "Training in MXFP8 is as good as in bfloat16, within 0.3%.",
+        "[Mishra et al. 2025](https://arxiv.org/abs/2506.08027): sessions that match",
+        recorded("low_precision_pairs", lambda record: _as_good("mxfp8-mixed", BASELINE, record)),
+        f"{_PAGE}#fp8-quality",
+    ),
+    Claim(
+        "nvfp4-trains-as-well-as-fp8",
+        "NVFP4 trains as well as FP8, within 0.3%.",
+        f"{_NVFP4_PAPER}, one run each",
+        recorded(
+            "low_precision_pairs",
+            lambda record: _as_good("nvfp4-mixed", "float8_tensorwise-mixed", record),
+        ),
+        f"{_PAGE}#fp8-quality",
+    ),
+)
