@@ -42,7 +42,7 @@ from mpbook.training.settings import cross_entropy
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SHAPES = (
     # Head widths that are multiples of 8: flash attention pads the others.
-    GPTConfig(vocabulary=101, context=16, layers=2, heads=2, width=48),
+    GPTConfig(vocabulary=101, context=16, layers=2, heads=3, width=24),
     GPTConfig(vocabulary=300, context=9, layers=1, heads=4, width=32, bias=False),
     GPTConfig(vocabulary=2080, context=32, layers=3, heads=1, width=32),
 )
@@ -453,7 +453,7 @@ def test_update_temporaries() -> None:
     loops = {loop: plan(update_loop=loop).update_temporaries for loop in LOOPS}
     assert loops == {"foreach": 4 * count, "for-loop": shared, "fused": shared}
     assert plan(optimizer="sgd").update_temporaries == shared
-    deep = dataclasses.replace(SHAPES[0], width=64)
+    deep = dataclasses.replace(SHAPES[0], heads=2, width=64)
     wide = plan_memory(deep, update_loop="for-loop", **SMALL)  # type: ignore[arg-type]
     assert wide.update_temporaries == 2 * 4 * 4 * 64 * 64  # of the largest matrix
 
