@@ -45,5 +45,6 @@ def did_you_mean(typed: object, known: Iterable[str]) -> str:
     word = str(typed).lower().replace("_", "-").removeprefix("torch.")
     groups = [group for group in _GROUPS if word in {name.replace("_", "-") for name in group}]
     meant = [name for group in groups for name in choices if name.lower() in group]
-    near = meant or difflib.get_close_matches(str(typed), choices, n=1)
+    # A format that is known, and none of these, is not a slip of the keyboard.
+    near = meant if groups else difflib.get_close_matches(str(typed), choices, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

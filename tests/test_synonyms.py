@@ -64,3 +64,4 @@ def test_what_is_near_nothing_gets_none():
     assert did_you_mean("elephant", ["float16"]) == ""
     assert did_you_mean("", ["float16"]) == ""
     assert did_you_mean("fp16", []) == ""
+    assert did_you_mean("float8_e5m2", ["float32", "float16"]) == ""
