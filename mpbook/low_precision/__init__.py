@@ -9,12 +9,16 @@
 * `mpbook.low_precision.scaling` keeps scales that come from earlier steps,
   `mpbook.low_precision.hadamard` rotates.
 * `mpbook.low_precision.noise_gauge` says how much of a gradient is noise of rounding.
+* `mpbook.low_precision.capture` takes tensors from a model, `mpbook.low_precision.tricks` tries
+  every trick on them: the combinations are in `mpbook.low_precision.variants`, the verdicts in
+  `mpbook.low_precision.trial`, the heat map in `mpbook.low_precision.trial_figure`.
 * `mpbook.low_precision.accumulator` adds up with fewer bits, `mpbook.low_precision.native` on the
   units that a device has for it.
 
 Taught in the chapter "FP8 and below".
 """
 
+from mpbook.low_precision.capture import Captured, capture
 from mpbook.low_precision.conversion import advance, all_but_last, convert, linear_layers
 from mpbook.low_precision.linear import LinearProducts, QuantizedLinear, product
 from mpbook.low_precision.noise_gauge import forecast, read_gauge
@@ -29,11 +33,15 @@ from mpbook.low_precision.operands import (
 )
 from mpbook.low_precision.quantisation import factored, quantised
 from mpbook.low_precision.recipes import RECIPES, Recipe, as_recipe, of_tensors, rotated
+from mpbook.low_precision.trial import Trial
+from mpbook.low_precision.tricks import trial_of, which_trick_pays
+from mpbook.low_precision.variants import Variant
 
 __all__ = [
     "HIGH",
     "RECIPES",
     "Accumulation",
+    "Captured",
     "Current",
     "Delayed",
     "Fixed",
@@ -42,9 +50,12 @@ __all__ = [
     "Product",
     "QuantizedLinear",
     "Recipe",
+    "Trial",
+    "Variant",
     "advance",
     "all_but_last",
     "as_recipe",
+    "capture",
     "convert",
     "factored",
     "forecast",
@@ -54,4 +65,6 @@ __all__ = [
     "quantised",
     "read_gauge",
     "rotated",
+    "trial_of",
+    "which_trick_pays",
 ]

@@ -112,7 +112,12 @@ PROBES = (
         "What does `.to(torch.float8_e4m3fn)` make of 465, of 10,000 and of infinity on a CPU?",
         _e4m3fn_overflow,
         "Clamp before you cast.",
-        ("numbers/precision_formats", "reference/same_name", "reference/interview"),
+        (
+            "numbers/precision_formats",
+            "formats_that_need_less/fp8_and_below_traps",
+            "reference/same_name",
+            "reference/interview",
+        ),
     ),
     Probe(
         "e4m3fn-overflow-compiled",
