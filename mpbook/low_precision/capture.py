@@ -1,6 +1,6 @@
 """The three tensors of a linear layer, taken from a model as it trains: x, w and dy.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

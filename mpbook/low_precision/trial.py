@@ -1,6 +1,6 @@
 """What a trial of tricks found: paired differences with intervals, and verdicts.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

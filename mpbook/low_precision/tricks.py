@@ -14,7 +14,7 @@ Errors that are spread average out over steps, and those that are bias add up: s
 rounding is judged by the bias, everything else by the error.  A verdict compares pairs, the same
 layers and batches with and without the trick; its interval is over batches.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ways to compute a product of a linear layer in a format: every combination of tricks.
 
-Its chapter, "FP8 and below", is not written yet.
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ QUERIES: dict[str, set[str]] = {
     "TrainingArguments(fp16=True)": {"fw-two-by-two", "mw-loaded"},
     # Formats and sums.
     "65504": {"formats-65520"},
-    "448 or nan": {"formats-overflow", "formats-fp8", "version-e4m3fn-overflow"},
+    "448 or nan": {"formats-overflow", "formats-fp8", "version-e4m3fn-overflow", "fp8-cast-448"},
     "fp16 underflow 6e-5": {"formats-subnormals"},
     "value cannot be converted to type at::Half without overflow": {
         "mask-value",
@@ -154,7 +154,7 @@ QUERIES: dict[str, set[str]] = {
     "NaN with rowwise": {"fp8-zero-row"},
     "fp8 LoRA nan": {"fp8-zero-row"},
     "fp8 uses more memory than bf16": {"fp8-more-memory", "fp8-memory", "fp8-cost"},
-    "delayed scaling first step": {"fp8-delayed"},
+    "delayed scaling or current scaling": {"fp8-delayed"},
     "convert_to_float8_training": {"fp8-recipe", "sp-fp8"},
     "nvfp4 stochastic rounding hadamard": {"fp4-tricks", "fp8-hadamard-worse", "fp8-who"},
     "mxfp8 scale rceil floor": {"fp8-scale-modes", "fp8-blocks"},
