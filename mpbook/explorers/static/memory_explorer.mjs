@@ -294,7 +294,7 @@ function bar() {
       const line = h("line", { class: "mp-axis", x1: at, x2: at, y1: TOP - 8, y2: TOP + BAR + 8 });
       if (at - last < 64) return [line];
       last = at;
-      return [line, h("text", { class: "mp-axis-label", x: Math.min(at, pixels - 30), y: HEIGHT - 4, "text-anchor": "middle" }, `${digits(gib, 3)} GiB`)];
+      return [line, h("text", { class: "mp-axis-label", x: clamp(at, 30, pixels - 30), y: HEIGHT - 4, "text-anchor": "middle" }, `${digits(gib, 3)} GiB`)];
     });
     svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
     svg.setAttribute("aria-label", `${size(plan.peak)} at the peak, in parts that the table lists`);
