@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mpbook.evidence import records
-from mpbook.evidence.experiments import Case, Experiment
+from mpbook.evidence.experiments.base import Case, Experiment
 
 
 class Kept:
