@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mpbook.evidence import records
-from mpbook.evidence.experiments.base import Case, Experiment
+from mpbook.evidence.experiments import base
 
 
 class Kept:
@@ -20,7 +20,7 @@ class Kept:
     for cases that failed, all others count.
     """
 
-    def __init__(self, out: Path, experiment: Experiment, device: torch.device) -> None:
+    def __init__(self, out: Path, experiment: base.Experiment, device: torch.device) -> None:
         self.provenance = records.Provenance.here(device)
         self.config = experiment.config(device)
         self.cases = experiment.cases(self.config, device)
@@ -44,7 +44,7 @@ class Kept:
     def _head(self) -> dict[str, Any]:
         return _belongs(asdict(self.provenance), plain(asdict(self.config)))
 
-    def row(self, case: Case) -> dict[str, Any] | None:
+    def row(self, case: base.Case) -> dict[str, Any] | None:
         """What was measured of a case, or None."""
         return next((row for row in self.rows if row["case"] == plain(case)), None)
 
