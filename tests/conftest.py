@@ -14,14 +14,16 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import build_html
 import chromium
 import pytest
+import torch
 from explorer_pages import LoadModule, OpenExplorer, import_module, write_page
 from filelock import FileLock
 from hypothesis import settings
@@ -56,17 +58,60 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
+def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder that all workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def book_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the book's HTML: `make book`'s if it is current, else built here, once."""
     if build_html.is_current(ROOT / "_build"):
         return ROOT / "_build" / "html"
-    own = tmp_path_factory.getbasetemp()
-    run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # all workers' folder
+    run = _folder_of_the_run(tmp_path_factory)
     with FileLock(run / "book.lock"):
         if not (run / "book" / "_build" / build_html.NOTE).exists():
             build_html.build(run / "book", quiet=True)
     return run / "book" / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def trained_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`case_study.short_runs`, which trains once for all tests and all workers of a run."""
+    from mpbook.evidence import case_study
+
+    train, folder = case_study.short_runs, _folder_of_the_run(tmp_path_factory)
+
+    def pairs(precisions: Sequence[str], *, device: Any) -> Any:
+        file = folder / f"{'-'.join(precisions)}-{device}.pickle"
+        return _once(file, lambda: train(list(precisions), device=device))
+
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def recorded_here(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return a function from an experiment's name to its record, measured once for all workers."""
+    from mpbook.evidence import recorder
+    from mpbook.evidence.experiments import EXPERIMENTS
+
+    folder = _folder_of_the_run(tmp_path_factory)
+
+    def record(name: str, device: str = "cpu") -> Any:
+        place = torch.device(device)
+        measure = functools.partial(recorder.run, say=lambda line: None)
+        return _once(folder / f"{name}-{device}.pickle", lambda: measure(EXPERIMENTS[name], place))
+
+    return record
+
+
+def _once(file: Path, make: Callable[[], Any]) -> Any:
+    """What a function returns, asked once for all workers and kept in a file."""
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            file.write_bytes(pickle.dumps(make()))
+    return pickle.loads(file.read_bytes())
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):

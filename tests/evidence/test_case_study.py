@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from mpbook.cost.memory_plan import GPT2_SIZES, plan_memory
 from mpbook.cost.roofline import STATED, gpt_step
-from mpbook.evidence import case_study, ladders, recorder
+from mpbook.evidence import case_study, ladders
 from mpbook.evidence.case_study import MemoryLine, predicted_tokens_per_second
-from mpbook.evidence.experiments import EXPERIMENTS
 from mpbook.evidence.records import Provenance, Record
 from mpbook.models import GPT2_124M, GPTConfig
 from mpbook.precision import PRECISIONS
@@ -426,9 +425,9 @@ def test_one_pair_gives_no_verdict() -> None:
 # --- real records ------------------------------------------------------------------------------
 
 
-def test_it_reads_what_the_recorder_writes() -> None:
+def test_it_reads_what_the_recorder_writes(recorded_here: Any) -> None:
     names = case_study.EXPERIMENTS
-    made = {n: recorder.run(EXPERIMENTS[n], CPU, say=lambda line: None) for n in names}
+    made = {name: recorded_here(name) for name in names}
     speed = case_study.throughput_table(made["gpt2_throughput"], {})
     assert len(speed.rows) == len(made["gpt2_throughput"].cases)
     at = dict(mode="eager", vocabulary=512)

@@ -77,19 +77,9 @@ def settled(name, device="cpu"):
     return decide(name, device=torch.device(device))
 
 
-@cache
-def runs_of(precisions, device):
-    """The chapter's pairs of runs, trained once for all tests that ask for them."""
-    return SHORT_RUNS(list(precisions), device=device)
-
-
-SHORT_RUNS = case_study.short_runs
-
-
 @pytest.fixture(autouse=True)
-def train_once(monkeypatch):
-    once = lambda precisions, *, device: runs_of(tuple(precisions), device)  # noqa: E731
-    monkeypatch.setattr(case_study, "short_runs", once)
+def train_once(monkeypatch, trained_pairs):
+    monkeypatch.setattr(case_study, "short_runs", trained_pairs)
 
 
 # Published figures.

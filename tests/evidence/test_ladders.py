@@ -12,8 +12,7 @@ import torch
 
 from mpbook.cost.measure import Spread, ratios
 from mpbook.device import pick
-from mpbook.evidence import ladders, recorder, records
-from mpbook.evidence.experiments import EXPERIMENTS
+from mpbook.evidence import ladders, records
 from mpbook.evidence.records import Provenance, Record
 
 CPU = torch.device("cpu")
@@ -164,8 +163,8 @@ def test_a_page_finds_a_record_once_there_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["matmul_ladder", "optimisation_ladder"])
-def test_what_the_recorder_writes_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = recorder.run(EXPERIMENTS[name], CPU, say=lambda line: None)
+def test_what_the_recorder_writes_can_be_read(name: str, recorded_here: Any) -> None:
+    record = recorded_here(name)
     if name == "matmul_ladder":
         found = ladders.recorded_squares(record)
         assert set(found) == {"float32", "float16", "bfloat16"}

@@ -302,8 +302,10 @@ SMALL_ON = ["cpu", "cuda"] if os.environ.get("MPBOOK_SIZES") == "cpu" else ["cpu
     "name",
     [pytest.param(n, marks=[needs_compiler] * compiles(e)) for n, e in EXPERIMENTS.items()],
 )
-def test_every_experiment_runs_here_and_its_record_can_be_kept(name, device, tmp_path):
-    record = recorder.run(EXPERIMENTS[name], torch.device(device), say=lambda line: None)
+def test_every_experiment_runs_here_and_its_record_can_be_kept(
+    name, device, tmp_path, recorded_here
+):
+    record = recorded_here(name, device)
     assert {row["status"] for row in record.cases} == {"measured"}
     assert all(results for _, results in record.measured())
     assert records.load(records.save(record, tmp_path)) == record

@@ -15,8 +15,7 @@ from accessibility import serious_violations
 from explorer_pages import LoadModule, OpenExplorer
 from playwright.sync_api import Page, expect
 
-from mpbook.evidence import recorder, records
-from mpbook.evidence.experiments import EXPERIMENTS
+from mpbook.evidence import records
 from mpbook.evidence.overlay import Overlay, product_lines
 from mpbook.evidence.published import published
 from mpbook.evidence.records import Provenance, Record
@@ -184,12 +183,11 @@ def test_what_is_not_json_is_refused(text: str, load_module: LoadModule) -> None
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def recorded(tmp_path_factory: pytest.TempPathFactory, recorded_here: Any) -> list[Path]:
     """Files that the recorder itself writes."""
     folder = tmp_path_factory.mktemp("records")
     names = ("autocast_rules", "bandwidth", "gpt2_memory")
-    made = [recorder.run(EXPERIMENTS[name], CPU, say=lambda line: None) for name in names]
-    return [file_of(record, folder) for record in made if record]
+    return [file_of(recorded_here(name), folder) for name in names]
 
 
 @pytest.mark.browser

@@ -8,9 +8,15 @@ import pytest
 from claim_links import disagreements, said_of_claims, targets
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from mpbook.evidence import case_study
 from mpbook.evidence.claims import CLAIMS, ledger
 
 KINDS = {"a-claim": "false", "another-1": "holds when ...", "third": "not recorded yet"}
+
+
+@pytest.fixture(autouse=True)
+def train_once(monkeypatch, trained_pairs):
+    monkeypatch.setattr(case_study, "short_runs", trained_pairs)
 
 
 @cache
