@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpbook.diagnosis import diagnose
-from mpbook.diagnosis.advice import advise
 from mpbook.diagnosis.places import Place, is_theirs
 from mpbook.diagnosis.zoo import FAILING
 from mpbook.diagnosis.zoo.cases import Lambda
@@ -143,17 +142,19 @@ def test_a_model_that_casts_by_itself_is_not_told_that_no_format_is_to_blame() -
     assert "casts to 16 bits itself" in found.advice[0].what
 
 
-def test_headroom_is_the_runs_own_where_it_contradicts_the_forecast() -> None:
-    def norm(x: Tensor) -> Tensor:
-        mean = x.mean(-1, keepdim=True)
-        variance = (x * x).mean(-1, keepdim=True) - mean * mean
-        return (x - mean) / (variance.abs() + 1e-5).sqrt()
+def _falls_to_0_in_bfloat16_alone(x: Tensor) -> Tensor:
+    one = (0 * x + 257) - 256  # 257 is no number of bfloat16's
+    return x + 1e-6 * ((0 * x + 1000) / (one + 1e-3))
 
-    found = diagnose(mlp(Lambda(lambda x: norm(x + 10))), batch(), loss=F.cross_entropy, **FAST)
+
+def test_headroom_is_the_runs_own_where_it_contradicts_the_forecast() -> None:
+    model = mlp(Lambda(_falls_to_0_in_bfloat16_alone))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
     verdict = found.of("float16")
-    if verdict.survives == "yes":
-        assert verdict.headroom >= 0
-    assert not any("-" in one.what and "below overflow" in one.what for one in found.advice)
+    assert verdict.survives == "yes"
+    assert verdict.forecast is not None and verdict.contradictions
+    assert verdict.headroom > 5  # of 1000
+    assert not found.advice
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,8 @@ def test_a_line_of_a_notebook_is_named_by_its_words(file: str) -> None:
 
 
 def test_there_is_advice_for_an_operator_that_has_none_of_its_own() -> None:
-    model = mlp(Lambda(lambda x: (x.half() * 3e4 + x.half() * 3e4 + 6e4).to(x.dtype) * 1e-6))
-    found = diagnose(model, batch(scale=3), loss=F.cross_entropy, **FAST)
-    assert found.advice and all(one.what for one in found.advice)
-    assert advise({}, {}, []) == []
+    model = mlp(Lambda(lambda x: 1e-6 * ((0 * x + 6e4) + (0 * x + 6e4)) + x))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
+    failure = found.of("float16").failure
+    assert failure is not None and failure.operator == "add"
+    assert "compute this operator in float32" in found.advice[0].what
