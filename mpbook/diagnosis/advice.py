@@ -154,6 +154,10 @@ def _for_a_format(
     if v.survives == "with a loss scale":
         yield Advice(v.format, "scale the loss", _LOOP.format(scale=v.loss_scale),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
+    if v.survives == "yes" and v.total > WRONG:
+        what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
+        what += f"moves them by {v.sensitive:.0%}, so compare a longer run with float32's"
+        yield Advice(v.format, what)
     if v.survives != "no" and 0 <= v.headroom < NEAR:
         yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
                      "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip

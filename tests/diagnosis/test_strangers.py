@@ -12,7 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpbook.diagnosis import diagnose
+from mpbook.diagnosis.advice import advise
 from mpbook.diagnosis.places import Place, is_theirs
+from mpbook.diagnosis.verdicts import FormatVerdict
 from mpbook.diagnosis.zoo import FAILING
 from mpbook.diagnosis.zoo.cases import Lambda
 
@@ -179,3 +181,9 @@ def test_there_is_advice_for_an_operator_that_has_none_of_its_own() -> None:
     failure = found.of("float16").failure
     assert failure is not None and failure.operator == "add"
     assert "compute this operator in float32" in found.advice[0].what
+
+
+def test_an_ill_conditioned_model_is_not_told_that_there_is_nothing_to_do() -> None:
+    seen = FormatVerdict("bfloat16", "yes", "", total=0.9, sensitive=0.7)
+    (found,) = advise({"bfloat16": seen}, {}, [])
+    assert "90% off float32's" in found.what and "by 70%" in found.what
