@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from mpbook.diagnosis.places import Seen
+from mpbook.diagnosis.places import SIXTEEN_BIT, Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
-from mpbook.diagnosis.verdicts import NEAR, FormatVerdict
+from mpbook.diagnosis.verdicts import NEAR, WRONG, FormatVerdict
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,22 @@ scaler.update()"""
 _BFLOAT16 = """with torch.autocast(device_type, dtype=torch.bfloat16):
     loss = loss_function(model(inputs), target)"""
 
+_ATTENTION = (
+    "put the scale before the product of queries and keys, or use the fused attention",
+    "scores = (query * scale) @ key.mT\n# or: F.scaled_dot_product_attention(query, key, value)",
+    "recipe/autocast_traps.html#autocast-inf-float16",
+)
+"""Of a product whose result a softmax takes."""
+
+_EPS = (
+    "an eps below 6e-8 is 0 in float16, and below 6e-5 has few digits: raise it, or divide in "
+    "float32",
+    "y = x.float() / (norm.float() + 1e-8)",
+    "numbers/precision_formats_traps.html#formats-eps",
+)
+_DIVIDES = frozenset("div div_ reciprocal rsqrt".split())
+
 _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
-    "bmm": (
-        "put the scale before the product of queries and keys, or use the fused attention",
-        "scores = (query * scale) @ key.mT\n"
-        "# or: F.scaled_dot_product_attention(query, key, value)",
-        "recipe/autocast_traps.html#autocast-inf-float16",
-    ),
     "mm": (
         "scale the operands of this product down before it, or compute it in float32",
         "with torch.autocast(device_type, enabled=False):\n    y = a.float() @ b.float()",
@@ -52,10 +61,9 @@ _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
         "numbers/rounding_and_sums_traps.html#sums-rms",
     ),
     "div": (
-        "an eps below 6e-8 is 0 in float16, and below 6e-5 has few digits: raise it, or divide in "
-        "float32",
-        "y = x.float() / (norm.float() + 1e-8)",
-        "numbers/precision_formats_traps.html#formats-eps",
+        "the quotient is beyond 65504: divide in float32, or bring down what is divided before",
+        "y = x.float() / temperature",
+        "recipe/autocast_traps.html#autocast-island",
     ),
     "log": (
         "take the logarithm of what was never rounded to 16 bits",
@@ -63,7 +71,8 @@ _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
         "numbers/precision_formats_traps.html#formats-eps",
     ),
     "sqrt": (
-        "a variance as a difference of large numbers is negative in 16 bits: take it in float32",
+        "a difference of large numbers, such as a variance in one pass, can be negative in 16 "
+        "bits: take it in float32",
         "variance = x.float().var(-1, keepdim=True, unbiased=False)",
         "numbers/rounding_and_sums_traps.html#sums-variance",
     ),
@@ -79,9 +88,22 @@ _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
         "recipe/loss_scaling_traps.html#ls-forward",
     ),
 }
+_BY_OPERATOR["bmm"] = _BY_OPERATOR["baddbmm"] = _BY_OPERATOR["mm"]
 _BY_OPERATOR["addmm"] = _BY_OPERATOR["convolution"]
 _BY_OPERATOR["pow"] = _BY_OPERATOR["mul"]
 _BY_OPERATOR["rsqrt"] = _BY_OPERATOR["sqrt"]
+
+_ELSE = (
+    "compute this operator in float32, or bring its operands down before it",
+    "with torch.autocast(device_type, enabled=False):\n    ...  # its operands as .float()",
+    "recipe/autocast_traps.html#autocast-island",
+)
+
+_MASK = (
+    "fill a mask with the dtype's own smallest number",
+    "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)",
+    "numbers/precision_formats_traps.html#mask-value",
+)
 
 _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
     (
@@ -94,11 +116,7 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
     ),
     (
         "without overflow",
-        (
-            "fill a mask with the dtype's own smallest number",
-            "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)",
-            "numbers/precision_formats_traps.html#mask-value",
-        ),
+        _MASK,
     ),
 )
 
@@ -117,6 +135,8 @@ def _for_a_format(
     if v.survives == "fails in float32 too":
         if v.format == next(iter(verdicts)):
             what = "mend the float32 run first: no format is to blame for what begins there"
+            if v.failure is not None and v.failure.dtype in SIXTEEN_BIT:
+                what = f"the model casts to 16 bits itself, without autocast too: {v.failure}"
             yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
         return
     if v.survives == "no":
@@ -127,13 +147,18 @@ def _for_a_format(
             yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
                          "recipe/autocast_traps.html#autocast-island")  # fmt: skip
         other = verdicts.get("bfloat16")
-        if v.format == "float16" and other is not None and other.survives == "yes":
+        holds = other is not None and other.survives == "yes" and other.total <= WRONG
+        if v.format == "float16" and holds:
             yield Advice(v.format, "or train in bfloat16, which survives these steps", _BFLOAT16,
                          "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
     if v.survives == "with a loss scale":
         yield Advice(v.format, "scale the loss", _LOOP.format(scale=v.loss_scale),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
-    if v.survives != "no" and v.headroom < NEAR:
+    if v.survives == "yes" and v.total > WRONG:
+        what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
+        what += f"moves them by {v.sensitive:.0%}, so compare a longer run with float32's"
+        yield Advice(v.format, what)
+    if v.survives != "no" and 0 <= v.headroom < NEAR:
         yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
                      "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip
     if any(name.endswith(("running_mean", "running_var")) for name in v.nonfinite_after):
@@ -148,14 +173,25 @@ def _cures(v: FormatVerdict) -> Iterator[Advice]:
         if words in v.reason:
             yield Advice(v.format, what, lines, page)
     seen: Seen | None = v.failure
-    if seen is not None and seen.operator in _BY_OPERATOR:
-        what, lines, page = _BY_OPERATOR[seen.operator]
+    if seen is not None:
+        what, lines, page = _of_an_operator(seen, v.behind)
         yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
     if v.wrong and seen is None:
         yield Advice(v.format, "whole numbers such as positions, differences of large numbers and "
                      "sums by hand want float32: cast their results, not their operands",
                      "positions = torch.arange(length, dtype=torch.float32)",
                      "formats_that_need_less/bf16.html#bf16-positions")  # fmt: skip
+
+
+def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
+    """By what it is, why it failed, and what its result becomes NaN in."""
+    if seen.operator in ("mm", "bmm", "baddbmm") and behind and behind.operator == "_softmax":
+        return _ATTENTION
+    if seen.operator in _DIVIDES and " is 0" in seen.cause:
+        return _EPS
+    if is_like_a_mask(seen):
+        return _MASK
+    return _BY_OPERATOR.get(seen.operator, _ELSE)
 
 
 def _for_states(writes: list[Write]) -> Iterator[Advice]:

@@ -105,8 +105,12 @@ class Call:
                 result = way(model, batch)
                 if isinstance(result, Tensor):
                     return way
-                error: Exception = ValueError(_NO_LOSS.format(type(result).__name__))
-            except (TypeError, AttributeError, KeyError, IndexError, ValueError, RuntimeError) as e:
+                if self.loss is not None and _has_loss(result):  # with logs beside it
+                    return lambda m, b: _own_loss(way(m, b))
+                who = "the model" if self.loss is None else "it"
+                said = _NO_LOSS.format(who, type(result).__name__)
+                error: Exception = ValueError(said)
+            except Exception as e:  # whatever a model raises, another way may fit it
                 error = e
             raised.append((self._called, error))
         # What went wrong after the model had been called says more than a way that does not fit it,
@@ -145,7 +149,7 @@ class Call:
 
 
 _NO_LOSS = (
-    "loss: the model returned a {} without a loss in it; pass loss=, a function of the output and "
+    "loss: {} returned a {} without a loss in it; pass loss=, a function of the output and "
     "the batch that returns a scalar, or step= for a loop of your own"
 )
 
@@ -176,7 +180,14 @@ def _own_loss(output: Any) -> Any:
         scalars = [t for t in output if isinstance(t, Tensor) and t.numel() == 1]
         if scalars:
             return scalars[0]
-    raise ValueError(_NO_LOSS.format(type(output).__name__))
+    raise ValueError(_NO_LOSS.format("the model", type(output).__name__))
+
+
+def _has_loss(output: Any) -> bool:
+    try:
+        return isinstance(_own_loss(output), Tensor)
+    except ValueError:
+        return False
 
 
 _OF_A_TUPLE: tuple[Callable[[Any], Any], ...] = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy
@@ -81,6 +82,13 @@ def without_master_copies(optimizer: Any, model: nn.Module) -> Any:
         group["params"] = [next(left) for _ in group["params"]]
     inner.state.clear()
     return inner
+
+
+def complete(copied: Any, original: Any, memo: dict[int, Any]) -> None:
+    """Give a copied optimizer what its pickled state leaves out, such as LBFGS's parameters."""
+    for name in vars(original).keys() - vars(copied).keys() - {"step"}:
+        with suppress(TypeError):  # a lock, and what else no copy can be made of
+            setattr(copied, name, copy.deepcopy(getattr(original, name), memo))
 
 
 def _needs_a_closure(optimizer: Any) -> bool:

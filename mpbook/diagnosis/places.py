@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import linecache
 import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 import torch
@@ -28,9 +30,16 @@ class Place:
     file: str = ""
     line: int = 0
 
+    @property
+    def where(self) -> str:
+        """File and line; of a notebook's cell, whose file is a number, the line's own words."""
+        if not is_a_cell(self.file):
+            return f"{Path(self.file).name}:{self.line}" if self.file else ""
+        source = linecache.getline(self.file, self.line).strip()
+        return f"line {self.line} of a cell" + (f": {shorten(source, 48)}" if source else "")
+
     def __str__(self) -> str:
-        where = f"{Path(self.file).name}:{self.line}" if self.file else ""
-        return f"{self.module} ({where})" if where else self.module
+        return f"{self.module} ({self.where})" if self.file else self.module
 
 
 @dataclass(frozen=True)
@@ -109,12 +118,19 @@ def is_a_fill(seen: Seen) -> bool:
 _TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(mpbook.__file__).parent)
 _MODELS = tuple(str(Path(_OURS, *part)) for part in (("models.py",), ("diagnosis", "zoo")))
 """The package's own models and losses, whose lines are worth naming."""
+_IPYTHON = "<ipython-input-"
 _RUNNER = str(Path(_OURS, "diagnosis", "stepping.py"))
+
+
+def is_a_cell(file: str) -> bool:
+    """Whether a file is a notebook's cell, as Jupyter, IPython or Colab name it."""
+    path = Path(file)
+    return path.parent.name.startswith("ipykernel_") or "ipython-input-" in path.name
 
 
 def is_theirs(file: str) -> bool:
     """Whether a file is neither torch's nor this package's, but for its models."""
-    inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith(_MODELS)
+    inside = file.startswith((_TORCH, _OURS, "<")) and not file.startswith((*_MODELS, _IPYTHON))
     return not inside and not file.endswith("/contextlib.py")
 
 

@@ -12,7 +12,7 @@ import torch
 from mpbook.diagnosis.advice import Advice
 from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.costs import Memory
-from mpbook.diagnosis.places import Place
+from mpbook.diagnosis.places import Place, Seen
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.verdicts import WRONG, FormatVerdict, Survives
@@ -137,7 +137,7 @@ class Diagnosis:
         part = next((p for p in self.formats.values() if p.verdict.tightest), None)
         seen = part.verdict.tightest[::-1] if part else ()
         values = [s.headroom for s in seen]
-        axis.barh([str(s) for s in seen], values, color=plots.COLOURS["float16"])
+        axis.barh([_label(s) for s in seen], values, color=plots.COLOURS["float16"])
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(xlabel="binades below 65504", title="Nearest to float16's largest number")
         return drawn
@@ -149,6 +149,12 @@ class Diagnosis:
         items = "".join(_html_item(one) for one in self.advice)
         to_do = f"<ol>{items}</ol>" if items else f"<p>{html.escape(self.to_do())}</p>"
         return f"{self.table()._repr_html_()}<p><strong>What to do</strong></p>{to_do}"
+
+
+def _label(seen: Seen) -> str:
+    """Short enough to stand beside a bar."""
+    place = seen.key.place
+    return f"{seen.operator} in {place.module}" + (f"\nline {place.line}" if place.line else "")
 
 
 def _html_item(one: Advice) -> str:

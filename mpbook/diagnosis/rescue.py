@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mpbook.diagnosis.failures import suspects
 from mpbook.diagnosis.gradients import total_error
-from mpbook.diagnosis.places import LOSS, Place
+from mpbook.diagnosis.places import LOSS, Place, is_a_cell
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.verdicts import WRONG
 from mpbook.diagnosis.workload import Workload
@@ -86,9 +86,9 @@ def rescue(
 
 
 def _of_a_line(place: Place) -> str:
-    name = Path(place.file).name
+    where = "a cell" if is_a_cell(place.file) else Path(place.file).name
     return (
-        f"# {name}, line {place.line}, in {place.module}:\n"
+        f"# {where}, line {place.line}, in {place.module}:\n"
         "with torch.autocast(device_type, enabled=False):\n"
         "    ...  # this line, its 16-bit tensors as .float()\n"
         f"    # now: {_source(place)}"

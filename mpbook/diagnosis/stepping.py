@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mpbook.autocast.policy import autocast_set
 from mpbook.cost.measure import count_bytes, saved_for_backward, state_tensors
 from mpbook.diagnosis.autocast_of import without_autocast
 from mpbook.diagnosis.batches import Call
@@ -103,7 +105,7 @@ class Stepper:
             if self.optimizer is None:
                 self.record.skipped += not self._unscale(self.model.parameters())
         if self.optimizer is None:
-            self._keep_gradients()
+            self._keep_gradients(self.model.parameters())
         for one in each(self.optimizer):
             with self.watching:
                 one.step()
@@ -111,19 +113,45 @@ class Stepper:
     def _guarded(self, optimizer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = self.record.recorder
         before, recorder.phase = recorder.phase, "update"
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        closure = args[0] if args else kwargs.get("closure")
         try:
+            if callable(closure):
+                run, rest = self._closure(closure, parameters), args[1:]
+                args, kwargs = rest, {**kwargs, "closure": run}
+            else:
+                self._make_ready(parameters)
+            if self.writes is not None:  # states that the first step has just made
+                self.writes.know(self.model, self._inner())
             with without_autocast(self.device):
-                parameters = [p for g in optimizer.param_groups for p in g["params"]]
-                finite = self._unscale(parameters)
-                self._keep_gradients()
-                if not finite:
-                    self.record.skipped += 1
-                    return None
-                if self.writes is not None:  # states that the first step has just made
-                    self.writes.know(self.model, self._inner())
                 return original(*args, **kwargs)
+        except _NotFinite:
+            self.record.skipped += 1
+            return None
         finally:
             recorder.phase = before
+
+    def _closure(self, closure: Callable[[], Any], parameters: list[Tensor]) -> Callable[[], Any]:
+        """One that an optimizer calls for a loss and new gradients: under autocast, unscaled."""
+        kind, recorder = self.device.type, self.record.recorder
+        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+
+        def run() -> Any:
+            before, recorder.phase = recorder.phase, "forward"
+            with autocast_set(kind, dtype, enabled=enabled):
+                loss = closure()
+            recorder.phase = before
+            self._make_ready(parameters)
+            return loss
+
+        return run
+
+    def _make_ready(self, parameters: list[Tensor]) -> None:
+        """Unscale the gradients that an optimizer is about to use, and keep the first ones."""
+        finite = self._unscale(parameters)
+        self._keep_gradients(parameters)
+        if not finite:
+            raise _NotFinite
 
     def _unscale(self, parameters: Any) -> bool:
         """Divide the gradients by the loss scale; whether all are finite."""
@@ -137,11 +165,14 @@ class Stepper:
             finite = finite and bool(values.isfinite().all())
         return finite
 
-    def _keep_gradients(self) -> None:
-        if self.number or self.record.gradients:
+    def _keep_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Those that an optimizer is about to use: another's are not yet unscaled, or not made."""
+        if self.number:
             return
+        used = {id(p) for p in parameters}
         for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None:
+            kept = name in self.record.gradients or id(parameter) not in used
+            if parameter.grad is not None and not kept:
                 grad = parameter.grad.detach()
                 self.record.gradients[name] = (grad.to_dense() if grad.is_sparse else grad).clone()
 
@@ -154,6 +185,10 @@ class Stepper:
         record.kept_bytes = count_bytes(plain)
         record.nonfinite_weights = nonfinite(self.model.named_parameters())
         record.nonfinite_buffers = nonfinite(self.model.named_buffers())
+
+
+class _NotFinite(Exception):  # noqa: N818
+    """Gradients are not, and the optimizer's step is skipped."""
 
 
 class _ScaledBackward(TorchFunctionMode):

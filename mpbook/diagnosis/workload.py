@@ -22,6 +22,7 @@ from mpbook.diagnosis.autocast_of import autocast_of
 from mpbook.diagnosis.batches import Call, map_tensors
 from mpbook.diagnosis.copies import (
     checked_optimizer,
+    complete,
     convert,
     converted,
     device_of,
@@ -142,7 +143,7 @@ class Workload:
                     own = map_tensors(partial(converted, dtype=inputs), batch)
                     inside = partial(autocast_of, self.target, autocast, self.device)
                     stepper.run(number, self.step or call, own, inside)
-            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            except Exception as error:
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run
@@ -191,9 +192,10 @@ class Workload:
         loss = self.loss if isinstance(self.loss, nn.Module) else None
         memo = {id(t): t.detach().clone() for t in made_by_hooks(self.model)}
         model, optimizer, loss = copy.deepcopy((self.model, self.optimizer, loss), memo)
-        for one in each(optimizer):
-            for inner in with_wrapped(one):
+        for one, theirs in zip(each(optimizer), each(self.optimizer), strict=True):
+            for inner, original in zip(with_wrapped(one), with_wrapped(theirs), strict=True):
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
+                complete(inner, original, memo)
         if weights is not None:
             if self.narrow:
                 optimizer = without_master_copies(optimizer, model)

@@ -138,7 +138,7 @@ def test_an_autoencoders_loss_takes_the_batch_itself() -> None:
         (lambda o, y: F.cross_entropy(o, y, reduction="none"), r"gave \(4,\), expected .* one"),
         (None, r"gave \(4, 3\), expected a tensor with one element"),
         (lambda o, y: o.detach().mean(), "has no gradient"),
-        (lambda o: o.mean().item(), "loss: the model returned a float"),
+        (lambda o: o.mean().item(), "loss: it returned a float"),
     ],
 )
 def test_a_loss_that_is_no_scalar_says_so(loss: Any, message: str) -> None:

@@ -122,6 +122,40 @@ def _half_inside(x: Tensor) -> Tensor:
     return (x.half() * 3000).float() / 3000
 
 
+class _Gram(nn.Module):
+    """Products of all pairs of feature maps, summed over the pixels: a loss of style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of shape ``(batch, channels, channels)``, as a mean over the pixels."""
+        flat = self.features(x).relu().flatten(2)
+        return flat @ flat.mT / flat.shape[-1]
+
+
+class _Cube(torch.autograd.Function):
+    """A function of one's own, with a derivative of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The third power."""
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Three squares."""
+        (x,) = ctx.saved_tensors
+        return gradients[0] * 3 * x * x
+
+
+def _cubed(x: Tensor) -> Tensor:
+    y: Tensor = _Cube.apply(x)
+    return y
+
+
 def _outlier() -> Any:
     x, y = classes(8, 3, 8, 8)()
     return x * 3e5, y
@@ -159,6 +193,11 @@ FAILING: tuple[Case, ...] = (
     Case("squared errors of 1e6", lambda: mlp(outputs=16), classes(16, 16), _large_error, adam()),
     Case("binary_cross_entropy", mlp, classes(16, 16), _of_probabilities, adam()),
     Case("a fourth power by products", mlp, classes(16, 16, scale=100), _fourth_power, adam()),
+    Case("Gram matrices of large images", _Gram, lambda: (3 * torch.randn(1, 3, 200, 200),
+         torch.eye(8)), lambda output, batch: F.mse_loss(output[0], batch[1]), adam()),
+    Case("a cube with a backward pass of its own", lambda: mlp(Lambda(_cubed)),
+         classes(16, 16, scale=100), lambda output, batch: cross_entropy(output / 1e5, batch),
+         adam()),
     Case("half() inside", lambda: mlp(Lambda(_half_inside)), classes(16, 16, scale=40),
          cross_entropy, adam()),
     Case("a batch norm's buffers", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4),

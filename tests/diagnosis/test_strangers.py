@@ -1,0 +1,189 @@
+"""Loops, losses and models as others write them: each of these was once answered wrongly."""
+
+from __future__ import annotations
+
+import linecache
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mpbook.diagnosis import diagnose
+from mpbook.diagnosis.advice import advise
+from mpbook.diagnosis.places import Place, is_theirs
+from mpbook.diagnosis.verdicts import FormatVerdict
+from mpbook.diagnosis.zoo import FAILING
+from mpbook.diagnosis.zoo.cases import Lambda
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+FAST: dict[str, Any] = {"formats": ["float16"], "steps": 2, "rescue": False}
+
+
+def batch(*, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return scale * torch.randn(16, 8, generator=generator), torch.arange(16) % 3
+
+
+def mlp(*middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), *(middle or (nn.ReLU(),)), nn.Linear(16, 3))
+
+
+def test_each_of_several_optimizers_has_its_gradients_unscaled() -> None:
+    model = mlp()
+    optimizers = [SGD(model[0].parameters()), SGD(model[2].parameters())]
+    verdict = diagnose(model, batch(), loss=F.cross_entropy, optimizer=optimizers, **FAST).of(
+        "float16"
+    )
+    assert verdict.survives == "yes"
+    assert set(verdict.gradient_error) == {name for name, _ in model.named_parameters()}
+    assert verdict.total < 0.01
+
+
+def _with_a_closure(model: nn.Module, optimizer: Any, given: Any) -> None:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(given[0]), given[1])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("make", [SGD, partial(torch.optim.LBFGS, max_iter=3)])
+def test_a_closure_runs_under_autocast_and_its_gradients_are_unscaled(make: Any) -> None:
+    model = mlp()
+    optimizer = make(model.parameters())
+    found = diagnose(model, batch(), step=_with_a_closure, optimizer=optimizer, **FAST)
+    verdict = found.of("float16")
+    assert verdict.survives == "yes" and verdict.total < 0.01
+    assert verdict.tightest, "the forward pass was in 16 bits"
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("make", [SGD, partial(torch.optim.LBFGS, max_iter=3)])
+def test_an_overflow_inside_a_closure_is_found(make: Any) -> None:
+    model = mlp()
+    found = diagnose(model, batch(scale=1e5), step=_with_a_closure,
+                     optimizer=make(model.parameters()), **FAST)  # fmt: skip
+    verdict = found.of("float16")
+    assert verdict.survives == "no"
+    assert verdict.failure is not None and verdict.failure.operator == "_to_copy"
+
+
+def _checked(x: Tensor) -> Tensor:
+    squares = (100 * x) @ (100 * x).mT
+    assert squares.isfinite().all(), "scores are not finite"
+    return x + 0 * squares.mean()
+
+
+def _by_dtype(x: Tensor) -> Tensor:
+    return x * {torch.float32: 1.0}[x.dtype]
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [(_checked, "AssertionError"), (_by_dtype, "KeyError")]
+)
+def test_whatever_a_model_raises_in_a_format_is_the_verdict(function: Any, error: str) -> None:
+    found = diagnose(mlp(Lambda(function)), batch(scale=5), loss=F.cross_entropy, **FAST)
+    verdict = found.of("float16")
+    assert verdict.survives == "no" and error in verdict.reason
+    line = linecache.getline(verdict.suspects[0].file, verdict.suspects[0].line)
+    assert "assert" in line or "x.dtype" in line
+
+
+def test_a_model_that_needs_its_whole_batch_has_no_slope_of_memory() -> None:
+    model = mlp(Lambda(lambda x: x[torch.arange(15, -1, -1)]))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
+    assert found.survives("float16") == "yes"
+    memory = found.formats["float16"].memory
+    assert memory is not None and memory.for_each_example is None
+
+
+@pytest.mark.parametrize("kind", ["mapping", "tuple"])
+def test_a_loss_may_have_logs_beside_it(kind: str) -> None:
+    def loss(output: Tensor, given: Any) -> Any:
+        value = F.cross_entropy(output, given[1])
+        return {"loss": value, "step": 1} if kind == "mapping" else (value, {"step": 1})
+
+    assert diagnose(mlp(), batch(), loss=loss, optimizer=SGD, **FAST).survives("float16") == "yes"
+
+
+def test_a_loss_that_gives_none_says_so() -> None:
+    with pytest.raises(ValueError, match="loss: it returned a dict without a loss in it"):
+        diagnose(mlp(), batch(), loss=lambda output, given: {"logits": output}, **FAST)
+
+
+def first_advice(name: str) -> str:
+    case = next(case for case in FAILING if case.name == name)
+    model, batches = case.built()
+    found = diagnose(model, batches, loss=case.loss, optimizer=case.optimizer, **FAST)
+    return found.advice[0].what
+
+
+def test_advice_speaks_of_queries_only_where_a_softmax_follows() -> None:
+    assert "queries and keys" in first_advice("scores before their scale")
+    gram = mlp(Lambda(lambda x: x + 1e-9 * ((200 * x)[None] @ (200 * x).mT[None]).mean()))
+    found = diagnose(gram, batch(scale=5), loss=F.cross_entropy, optimizer=SGD, **FAST)
+    assert found.of("float16").failure is not None
+    assert "operands of this product" in found.advice[0].what
+
+
+def test_advice_speaks_of_an_eps_only_where_a_divisor_is_zero() -> None:
+    assert "eps" in first_advice("eps of 1e-8 under a row of zeros")
+    assert "quotient is beyond 65504" in first_advice("contrast of long features")
+
+
+def test_a_model_that_casts_by_itself_is_not_told_that_no_format_is_to_blame() -> None:
+    model = mlp(Lambda(lambda x: (x * 1e6).half().float()))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
+    assert found.survives("float16") == "fails in float32 too"
+    assert "casts to 16 bits itself" in found.advice[0].what
+
+
+def _falls_to_0_in_bfloat16_alone(x: Tensor) -> Tensor:
+    one = (0 * x + 257) - 256  # 257 is no number of bfloat16's
+    return x + 1e-6 * ((0 * x + 1000) / (one + 1e-3))
+
+
+def test_headroom_is_the_runs_own_where_it_contradicts_the_forecast() -> None:
+    model = mlp(Lambda(_falls_to_0_in_bfloat16_alone))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
+    verdict = found.of("float16")
+    assert verdict.survives == "yes"
+    assert verdict.forecast is not None and verdict.contradictions
+    assert verdict.headroom > 5  # of 1000
+    assert not found.advice
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["/tmp/ipykernel_41/2882429656.py", "<ipython-input-3-0a1b2c>", "/tmp/ipython-input-7-9.py"],
+)
+def test_a_line_of_a_notebook_is_named_by_its_words(file: str) -> None:
+    assert is_theirs(file)
+    source = "scores = query @ key.mT\n"
+    linecache.cache[file] = len(source), None, [source], file
+    try:
+        said = str(Place("attention", file, 1))
+    finally:
+        del linecache.cache[file]
+    assert said == "attention (line 1 of a cell: scores = query @ key.mT)"
+    assert str(Place("attention", file, 1)) == "attention (line 1 of a cell)"
+
+
+def test_there_is_advice_for_an_operator_that_has_none_of_its_own() -> None:
+    model = mlp(Lambda(lambda x: 1e-6 * ((0 * x + 6e4) + (0 * x + 6e4)) + x))
+    found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
+    failure = found.of("float16").failure
+    assert failure is not None and failure.operator == "add"
+    assert "compute this operator in float32" in found.advice[0].what
+
+
+def test_an_ill_conditioned_model_is_not_told_that_there_is_nothing_to_do() -> None:
+    seen = FormatVerdict("bfloat16", "yes", "", total=0.9, sensitive=0.7)
+    (found,) = advise({"bfloat16": seen}, {}, [])
+    assert "90% off float32's" in found.what and "by 70%" in found.what
