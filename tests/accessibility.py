@@ -45,7 +45,7 @@ RUN = """async () => {
   const names = [":is(dt.sig, code) span[class]", ":is(em, strong)", "dt > span.colon"];
   leaveOut(document.querySelectorAll(names.map((name) => `dl.py ${name}:not(:has(*))`).join()));
   axe.configure({rules: [{id: "color-contrast", selector: "*:not([data-seen-before])"}]});
-  return await axe.run(document, {resultTypes: ["violations"]});
+  return await axe.run(document, {resultTypes: ["violations"], preload: false});
 }"""
 
 

@@ -32,6 +32,7 @@ from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
 TIMEOUT_MS = 30_000
 HEIGHT = 900
+SETTLED_MS = 500  # after a change of size the theme waits 300 ms before it looks what scrolls
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(() => true)"
 
@@ -238,7 +239,9 @@ class _Looker:
             return self._visit
         page = self._visit.page
         page.emulate_media(color_scheme=look.theme)
-        page.set_viewport_size({"width": look.width, "height": HEIGHT})
+        if page.viewport_size != (size := {"width": look.width, "height": HEIGHT}):
+            page.set_viewport_size(size)  # type: ignore[arg-type]
+            page.wait_for_timeout(SETTLED_MS)
         page.wait_for_function(
             "theme => document.documentElement.dataset.theme === theme", arg=look.theme
         )

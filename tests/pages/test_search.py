@@ -22,7 +22,7 @@ from symptoms import Symptom
 from visits import OpenPage, PageUrl, Theme
 
 FIRST = 3
-DOWNLOAD_BUDGET_BYTES = 350_000
+DOWNLOAD_BUDGET_BYTES = 450_000
 SCRIPTS = lint.BOOK / "_static" / "search"
 RUNNER = Path(__file__).with_name("run_search.js")
 
