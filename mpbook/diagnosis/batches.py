@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpbook.nests import mapped, tensors
+
 Loss = Callable[..., Any]
 
 
@@ -47,34 +49,6 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
 def _holds_batches(batches: Any) -> bool:
     one = isinstance(batches, Tensor | tuple | Mapping) or dataclasses.is_dataclass(batches)
     return not one and isinstance(batches, Iterable) and not hasattr(batches, "keys")
-
-
-def map_tensors(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
-    """The same batch with each of its tensors changed; other values are handed on as they are."""
-    if isinstance(nest, Tensor):
-        return change(nest)
-    if dataclasses.is_dataclass(nest) and not isinstance(nest, type | Mapping):
-        fields = {f.name: getattr(nest, f.name) for f in dataclasses.fields(nest) if f.init}
-        return dataclasses.replace(nest, **{k: map_tensors(change, v) for k, v in fields.items()})
-    if isinstance(nest, Mapping):
-        return {key: map_tensors(change, value) for key, value in nest.items()}
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(map_tensors(change, value) for value in nest))
-    if isinstance(nest, list | tuple):
-        return type(nest)(map_tensors(change, value) for value in nest)
-    return nest
-
-
-def tensors_in(nest: Any) -> list[Tensor]:
-    """All tensors of a batch or an output, in order."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, nest)
-    return found
 
 
 class Call:
@@ -128,8 +102,8 @@ class Call:
                 self._called = True
                 if not self.in_float32:
                     return f(output, b)
-                with torch.autocast(tensors_in(b)[0].device.type, enabled=False):
-                    return f(map_tensors(lambda t: t.float(), output), b)
+                with torch.autocast(next(tensors(b)).device.type, enabled=False):
+                    return f(mapped(lambda t: t.float(), output), b)
 
             yield way
 
@@ -256,4 +230,4 @@ def _tensor_of(output: Any) -> Tensor:
     """The first tensor of an output: the logits of a Hugging Face model that has no loss."""
     if getattr(output, "logits", None) is not None:
         return output.logits
-    return tensors_in(output)[0]
+    return next(tensors(output))

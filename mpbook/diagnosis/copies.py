@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from mpbook.diagnosis.batches import tensors_in
+from mpbook import nests
 from mpbook.diagnosis.places import MODEL, Place
 from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
 
@@ -110,7 +110,7 @@ def each(optimizer: Any) -> list[Any]:
 
 def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
     """The GPU that any tensor is on, else the CPU."""
-    tensors = [*model.parameters(), *model.buffers(), *tensors_in(batches[0])]
+    tensors = [*model.parameters(), *model.buffers(), *nests.tensors(batches[0])]
     if any(isinstance(t, UninitializedParameter | UninitializedBuffer) for t in tensors):
         raise ValueError(
             "model: has lazy layers without weights yet; call the model on a batch first, and make "

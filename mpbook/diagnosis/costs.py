@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from mpbook.cost.roofline import STATED, Roof, Work
-from mpbook.diagnosis.batches import map_tensors, tensors_in
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.workload import Workload
+from mpbook.nests import mapped, tensors
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -56,12 +56,12 @@ def memory(workload: Workload, run: Run) -> Memory:
 
 
 def _examples(batch: Any) -> int:
-    sizes = [t.shape[0] for t in tensors_in(batch) if t.dim()]
+    sizes = [t.shape[0] for t in tensors(batch) if t.dim()]
     return sizes[0] if sizes and len(set(sizes)) == 1 else 0
 
 
 def _first(batch: Any, whole: int, count: int) -> Any:
-    return map_tensors(lambda t: t[:count] if t.dim() and t.shape[0] == whole else t, batch)
+    return mapped(lambda t: t[:count] if t.dim() and t.shape[0] == whole else t, batch)
 
 
 def seconds(run: Run, roof: Roof) -> float:

@@ -19,7 +19,7 @@ from torch import nn
 
 from mpbook.device import matmul_emulation
 from mpbook.diagnosis.autocast_of import autocast_of
-from mpbook.diagnosis.batches import Call, map_tensors
+from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import (
     checked_optimizer,
     complete,
@@ -40,6 +40,7 @@ from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import LOSS, SIXTEEN_BIT, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
+from mpbook.nests import mapped
 from mpbook.watch.optimizer_steps import with_wrapped
 
 Target = Literal["cuda", "cpu"]
@@ -140,7 +141,7 @@ class Workload:
                 stack.enter_context(Float32Lines(lines))
             try:
                 for number, batch in enumerate(self.batches[:steps]):
-                    own = map_tensors(partial(converted, dtype=inputs), batch)
+                    own = mapped(partial(converted, dtype=inputs), batch)
                     inside = partial(autocast_of, self.target, autocast, self.device)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
@@ -216,6 +217,6 @@ class Workload:
         if self.step is not None:
             return
         model, _, _ = self._copies(torch.float32)
-        batch = map_tensors(partial(converted, dtype=torch.float32), self.batches[0])
+        batch = mapped(partial(converted, dtype=torch.float32), self.batches[0])
         with same_random_numbers(self.device), eager():
             self.call(model, batch)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mpbook.diagnosis.batches import Call, as_batches, map_tensors, tensors_in
+from mpbook.diagnosis.batches import Call, as_batches
 
 X, Y = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
 Pair = namedtuple("Pair", "x y")
@@ -70,14 +70,6 @@ def test_no_batch_is_an_error_that_says_what_would_do(batches: Any) -> None:
 def test_no_step_is_an_error() -> None:
     with pytest.raises(ValueError, match="steps=0"):
         as_batches(X, 0)
-
-
-@pytest.mark.parametrize("nest", [X, (X, [X]), {"a": X, "b": 1}, Batch(X, X), Pair(X, "z")])
-def test_tensors_are_changed_in_any_nest(nest: Any) -> None:
-    changed = map_tensors(lambda t: t * 2, nest)
-    assert type(changed) is type(nest)
-    assert all(torch.equal(t, 2 * X) for t in tensors_in(changed))
-    assert len(tensors_in(changed)) == len(tensors_in(nest)) > 0
 
 
 @pytest.mark.parametrize(
