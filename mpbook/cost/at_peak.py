@@ -18,8 +18,52 @@ from mpbook.cost.saved_tensors import SavedTensor
 from mpbook.notebook import Table
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+class AtPeak:
+    """What a plan says of its peak, by formula or measured: of what it is, which GPUs hold it."""
+
+    parameter_count: int
+
+    @property
+    def peak(self) -> int:
+        """The most bytes held at once."""
+        raise NotImplementedError
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """The categories at the moment of the peak, which sum up to it."""
+        raise NotImplementedError
+
+    def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
+        """For each of `mpbook.cost.device_room.DEVICE_GIB`, whether the peak leaves the reserve.
+
+        Raises:
+            ValueError: a reserve that is no share.
+        """
+        return fits_on(self.peak, reserve=reserve)
+
+    def table(self) -> Table:
+        """The categories at the peak, in megabytes and in bytes a parameter."""
+        rows = [
+            (name, round(count / 1e6, 1), round(count / self.parameter_count, 2))
+            for name, count in (*self.at_peak.items(), ("together", self.peak))
+            if count
+        ]
+        title, caption = self._words()
+        return Table([title, "MB", "bytes a parameter"], rows, caption=caption)
+
+    def _words(self) -> tuple[str, str]:
+        """The first title of the table, and its caption."""
+        return "at the peak", ""
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+@dataclass(frozen=True, repr=False)
+class MemoryPlan(AtPeak):
     """The bytes of one training step, and the moment at which they are most.
 
     ``saved`` is what autograd keeps, tensor by tensor.  ``held_gradients`` are those of earlier
@@ -112,26 +156,3 @@ class MemoryPlan:
             "activations": self.activations,
             "backward, for a moment": self.peak - self._held_by_backward,
         }
-
-    def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
-        """For each of `mpbook.cost.device_room.DEVICE_GIB`, whether the peak leaves the reserve.
-
-        Raises:
-            ValueError: a reserve that is no share.
-        """
-        return fits_on(self.peak, reserve=reserve)
-
-    def table(self) -> Table:
-        """The categories at the peak, in megabytes and in bytes a parameter."""
-        rows = [
-            (name, round(count / 1e6, 1), round(count / self.parameter_count, 2))
-            for name, count in (*self.at_peak.items(), ("together", self.peak))
-            if count
-        ]
-        return Table(["at the peak", "MB", "bytes a parameter"], rows)
-
-    def __repr__(self) -> str:
-        return repr(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()

@@ -24,11 +24,9 @@ from dataclasses import replace
 import torch
 
 from mpbook.cost.at_peak import MemoryPlan
-from mpbook.cost.gpt_plan import UpdateLoop, check_step
-from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
 from mpbook.cost.saved_tensors import DeviceType, SavedTensor
+from mpbook.cost.transformer_plan import UpdateLoop, check_step, transformer_plan
 from mpbook.decoder import DecoderConfig
-from mpbook.optimizers import named
 from mpbook.precision import Precision, as_precision
 
 
@@ -171,7 +169,7 @@ def plan_decoder(
     Raises:
         ValueError: an argument out of range, or an unknown name.
     """
-    precision, rules = as_precision(precision), named(optimizer)
+    precision = as_precision(precision)
     time = config.context if sequence_length is None else sequence_length
     check_step(config.context, batch_size, time, accumulation_steps, update_loop)
     saved = decoder_saved_tensors(
@@ -182,24 +180,18 @@ def plan_decoder(
         accumulation_steps=accumulation_steps,
         checkpointing=checkpointing,
     )
-    shapes, hidden = decoder_shapes(config), decoder_hidden_shapes(config)
-    count, itemsize = sum(map(math.prod, shapes)), precision.parameter_dtype.itemsize
-    accumulates = accumulation_steps > 1
-    # A matrix that embedding and output share has two gradients, and then their sum.
-    more = (2 if config.tied else 0) + accumulates
-    ends = more * itemsize * config.vocabulary * config.width
-    allocated = update_temporaries(shapes, hidden, precision, rules, update_loop)
-    return MemoryPlan(
-        parameter_count=count,
-        parameters=itemsize * count,
-        master_copies=(precision.cure.kept_bytes if precision.cure else 0) * count,
-        gradients=itemsize * count,
-        held_gradients=itemsize * count if accumulates else 0,
-        optimizer_state=optimizer_state(shapes, hidden, precision, rules),
-        saved=tuple(saved),
-        loss_temporaries=2 * 4 * batch_size * time * config.vocabulary,
+    return transformer_plan(
+        shapes=decoder_shapes(config),
+        hidden=decoder_hidden_shapes(config),
+        saved=saved,
+        precision=precision,
+        optimizer=optimizer,
+        update_loop=update_loop,
+        accumulates=accumulation_steps > 1,
+        logits=batch_size * time * config.vocabulary,
+        output_matrix=config.vocabulary * config.width,
+        tied=config.tied,
         block_temporaries=_block_temporaries(config, (batch_size, time), precision, checkpointing),
-        update_temporaries=max(ends, allocated),
     )
 
 

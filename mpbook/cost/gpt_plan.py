@@ -7,13 +7,9 @@ Taught in the chapter "Memory".
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch
 
 from mpbook.cost.at_peak import MemoryPlan
-from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
 from mpbook.cost.saved_tensors import (
     DeviceType,
     block_tensors,
@@ -21,11 +17,9 @@ from mpbook.cost.saved_tensors import (
     parameter_shapes,
     saved_tensors,
 )
+from mpbook.cost.transformer_plan import UpdateLoop, check_step, transformer_plan
 from mpbook.models import GPTConfig
-from mpbook.optimizers import named
 from mpbook.precision import Precision, as_precision
-
-UpdateLoop = Literal["for-loop", "foreach", "fused"]
 
 
 def plan_gpt(
@@ -73,27 +67,19 @@ def plan_gpt(
         checkpointing=checkpointing,
         device=device,
     )
-    shapes, hidden = parameter_shapes(config), hidden_matrix_shapes(config)
-    count = sum(map(math.prod, shapes))
-    itemsize, cure = precision.parameter_dtype.itemsize, precision.cure
-    accumulates = accumulation_steps > 1
-    # The matrix that embedding and output share has two gradients, and then their sum; the sum is
-    # what stays, unless it is to be added to the one that is there already.
-    shared = (2 + accumulates) * itemsize * config.vocabulary * config.width
-    return MemoryPlan(
-        parameter_count=count,
-        parameters=itemsize * count,
-        master_copies=(cure.kept_bytes if cure else 0) * count,
-        gradients=itemsize * count,
-        held_gradients=itemsize * count if accumulates else 0,
-        optimizer_state=optimizer_state(shapes, hidden, precision, named(optimizer)),
-        saved=tuple(saved),
-        loss_temporaries=2 * 4 * batch_size * time * config.vocabulary,
+    return transformer_plan(
+        shapes=parameter_shapes(config),
+        hidden=hidden_matrix_shapes(config),
+        saved=saved,
+        precision=precision,
+        optimizer=optimizer,
+        update_loop=update_loop,
+        accumulates=accumulation_steps > 1,
+        logits=batch_size * time * config.vocabulary,
+        output_matrix=config.vocabulary * config.width,
+        tied=True,
         block_temporaries=_block_temporaries(
             config, (batch_size, time), precision, checkpointing, device
-        ),
-        update_temporaries=max(
-            shared, update_temporaries(shapes, hidden, precision, named(optimizer), update_loop)
         ),
     )
 
@@ -119,21 +105,3 @@ def _block_temporaries(
         again = sum(t.bytes for t in block_tensors(config, tokens, precision, statistics))
         again -= residual * batch * time * w  # its input is there already
     return batch * time * (made - freed) + gradients + again
-
-
-def check_step(
-    context: int, batch_size: int, time: int, accumulation_steps: int, update_loop: str
-) -> None:
-    """Refuse what is no step.
-
-    Raises:
-        ValueError: an argument out of range.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps={accumulation_steps}: expected at least 1")
-    if not 1 <= time <= context:
-        raise ValueError(f"sequence_length={time}: expected 1 to the context, {context}")
-    if update_loop not in ("for-loop", "foreach", "fused"):
-        raise ValueError(f'update_loop="{update_loop}": expected "for-loop", "foreach" or "fused"')

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpbook import nests
 from mpbook.cost.flops import Uncounted, formulas
 
 
@@ -81,16 +82,8 @@ def count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def state_tensors(state: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of dicts, lists and tuples."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from state_tensors(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from state_tensors(value)
+state_tensors = nests.tensors
+"""Every tensor of an optimizer's state, or of any other nest."""
 
 
 @contextmanager

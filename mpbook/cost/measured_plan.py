@@ -22,11 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mpbook.cost.device_room import RESERVE, fits_on
+from mpbook.cost.at_peak import AtPeak
 from mpbook.cost.live_memory import LiveMemory
 from mpbook.cost.measure import count_bytes, saved_for_backward
 from mpbook.cost.own_step import Loss, MakeOptimizer, OwnStep, prepare_step
-from mpbook.notebook import Table
 from mpbook.precision import Precision, as_precision
 
 Found = Literal["measured", "extrapolated"]
@@ -50,8 +49,8 @@ class MeasuredStep:
     operations: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class MeasuredPlan:
+@dataclass(frozen=True, repr=False)
+class MeasuredPlan(AtPeak):
     """The bytes of a step of one batch size, from steps of two.
 
     ``peaks`` are the most bytes alive, by moment, a word of `MOMENTS`.  ``found`` says whether this
@@ -93,32 +92,11 @@ class MeasuredPlan:
         saved = min(self.saved_for_backward, rest)
         return parts | {"activations": saved, "backward, for a moment": rest - saved}
 
-    def fits_on(self, *, reserve: float = RESERVE) -> dict[str, bool]:
-        """For each of `mpbook.cost.device_room.DEVICE_GIB`, whether the peak leaves the reserve.
-
-        Raises:
-            ValueError: a reserve that is no share.
-        """
-        return fits_on(self.peak, reserve=reserve)
-
-    def table(self) -> Table:
-        """The categories at the peak, in megabytes and in bytes a parameter."""
-        rows = [
-            (name, round(count / 1e6, 1), round(count / self.parameter_count, 2))
-            for name, count in (*self.at_peak.items(), ("together", self.peak))
-            if count
-        ]
+    def _words(self) -> tuple[str, str]:
         caption = f"A batch of {self.batch_size}, {self.found}"
         if self.found == "extrapolated":
             caption += f" from batches of {self.sizes[0]} and {self.sizes[1]}"
-        header = [f"at the peak, in the {self.moment}", "MB", "bytes a parameter"]
-        return Table(header, rows, caption=caption)
-
-    def __repr__(self) -> str:
-        return repr(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        return f"at the peak, in the {self.moment}", caption
 
 
 class MemoryMeasurement:

@@ -11,10 +11,11 @@ from torch import nn
 
 from mpbook.data import ByteCorpus, standard_library
 from mpbook.device import sized
-from mpbook.evidence.experiments.base import Results
+from mpbook.evidence.experiments.base import Case, Results
 from mpbook.models import GPT, GPTConfig
 from mpbook.precision import Precision
 from mpbook.training import Run, train
+from mpbook.training.nudge import nudged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,42 @@ class ByteGPT:
             progress=False,
             **settings,
         )
+
+
+NUDGE = "1-ulp nudge"
+"""The control of a comparison in pairs: the baseline, from a start one digit away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(ByteGPT):
+    """Runs in several precisions, from the same weights and batches seed by seed.
+
+    The first of ``precisions`` is the baseline, `NUDGE` among them the control.
+    """
+
+    seeds: int
+    precisions: tuple[str, ...]
+
+    def cases(self) -> list[Case]:
+        """Each precision of a seed, one seed after the other."""
+        return [{"precision": p, "seed": s} for s in range(self.seeds) for p in self.precisions]
+
+    def measure(self, case: Case, device: torch.device) -> Results:
+        """The losses and seconds of one run."""
+        model: nn.Module = self.model(case["seed"])
+        precision = case["precision"]
+        if precision == NUDGE:
+            model, precision = nudged(model, dtype=torch.float32), self.precisions[0]
+        run = self.train(
+            model,
+            precision,
+            learning_rate=1e-3,
+            warmup_steps=min(20, self.steps),
+            decay="cosine",
+            seed=case["seed"],
+            device=device,
+        )
+        return loss_results(run) | {"seconds": run.seconds}
 
 
 def sizes(device: torch.device) -> dict[str, Any]:

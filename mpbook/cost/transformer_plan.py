@@ -1,0 +1,88 @@
+"""What the plans of all transformers have in common: parameters, gradients, optimizer and loss.
+
+`mpbook.cost.gpt_plan` and `mpbook.cost.decoder_plan` write down what their model saves and what its
+last block holds for a moment; the sums over them are made here.
+
+Taught in the chapter "Memory".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from mpbook.cost.at_peak import MemoryPlan
+from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
+from mpbook.cost.saved_tensors import SavedTensor
+from mpbook.optimizers import named
+from mpbook.precision import Precision
+
+UpdateLoop = Literal["for-loop", "foreach", "fused"]
+
+
+def transformer_plan(
+    *,
+    shapes: list[tuple[int, ...]],
+    hidden: list[tuple[int, ...]],
+    saved: Sequence[SavedTensor],
+    precision: Precision,
+    optimizer: str,
+    update_loop: UpdateLoop,
+    accumulates: bool,
+    logits: int,
+    output_matrix: int,
+    tied: bool,
+    block_temporaries: int,
+) -> MemoryPlan:
+    """The plan of a transformer whose saved tensors are known.
+
+    Args:
+        shapes: of each parameter tensor.
+        hidden: of each matrix between embedding and output.
+        saved: what autograd keeps.
+        precision: of the training.
+        optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
+        update_loop: how torch's optimizer goes through the parameters.
+        accumulates: whether the gradients of earlier micro-batches are there already.
+        logits: numbers in the logits of a micro-batch.
+        output_matrix: numbers in the matrix that makes them.
+        tied: whether that is the embedding too.
+        block_temporaries: bytes, see `MemoryPlan`.
+    """
+    rules, cure = named(optimizer), precision.cure
+    count, itemsize = sum(map(math.prod, shapes)), precision.parameter_dtype.itemsize
+    # A matrix that embedding and output share has two gradients, and then their sum; the sum is
+    # what stays, unless it is to be added to the one that is there already.
+    shared = ((2 if tied else 0) + accumulates) * itemsize * output_matrix
+    allocated = update_temporaries(shapes, hidden, precision, rules, update_loop)
+    return MemoryPlan(
+        parameter_count=count,
+        parameters=itemsize * count,
+        master_copies=(cure.kept_bytes if cure else 0) * count,
+        gradients=itemsize * count,
+        held_gradients=itemsize * count if accumulates else 0,
+        optimizer_state=optimizer_state(shapes, hidden, precision, rules),
+        saved=tuple(saved),
+        loss_temporaries=2 * 4 * logits,
+        block_temporaries=block_temporaries,
+        update_temporaries=max(shared, allocated),
+    )
+
+
+def check_step(
+    context: int, batch_size: int, time: int, accumulation_steps: int, update_loop: str
+) -> None:
+    """Refuse what is no step.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps={accumulation_steps}: expected at least 1")
+    if not 1 <= time <= context:
+        raise ValueError(f"sequence_length={time}: expected 1 to the context, {context}")
+    if update_loop not in ("for-loop", "foreach", "fused"):
+        raise ValueError(f'update_loop="{update_loop}": expected "for-loop", "foreach" or "fused"')
