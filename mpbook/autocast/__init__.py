@@ -16,7 +16,8 @@ from mpbook.autocast.policy import (
     side_by_side,
 )
 from mpbook.autocast.tiny import FLOAT32, LOWER_PRECISION, TinyAutocast
-from mpbook.autocast.trace import Trace, trace_dtypes
+from mpbook.autocast.trace import trace_dtypes
+from mpbook.autocast.trace_report import Trace
 
 __all__ = [
     "FLOAT32",

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mpbook.autocast.trace
 from mpbook import plots
-from mpbook.autocast.trace import LOSS, MODEL, Cast, Trace, trace_dtypes
+from mpbook.autocast.trace import trace_dtypes
+from mpbook.autocast.trace_report import LOSS, MODEL, Cast, Trace
 from mpbook.models import CNN, GPT, MLP, GPTConfig
 from mpbook.precision import PRECISIONS
 
