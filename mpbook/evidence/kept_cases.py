@@ -31,15 +31,24 @@ class Kept:
 
     def _read(self) -> list[dict[str, Any]]:
         if self._file.exists():
-            lines = self._file.read_text("utf-8").splitlines()
-            head, *rows = (_parsed(line) for line in lines) if lines else (None,)
+            text = self._file.read_text("utf-8")
+            head, *rows = [_parsed(line) for line in text.splitlines()] or [None]
             if head == self._head():
-                return [row for row in rows if row]
+                kept = [row for row in rows if row]
+                if not text.endswith("\n"):  # killed while it wrote: the next line needs its own
+                    self._write(kept)
+                return kept
         elif self._record.exists():  # finished, but for what failed
             old = records.load(self._record)
             if _belongs(asdict(old.provenance), old.config) == self._head():
                 return [row for row in old.cases if row not in failed_rows(old)]
         return []
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in (self._head(), *rows))
+        whole = self._file.with_suffix(".writing")
+        whole.write_text(lines, "utf-8")
+        whole.replace(self._file)
 
     def _head(self) -> dict[str, Any]:
         return _belongs(asdict(self.provenance), plain(asdict(self.config)))
@@ -56,8 +65,7 @@ class Kept:
         """Keep one more, on disk before the next is begun."""
         self.rows.append(row)
         if len(self.rows) == 1 or not self._file.exists():
-            lines = [self._head(), *self.rows]
-            self._file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+            self._write(self.rows)
         else:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

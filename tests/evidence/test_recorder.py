@@ -186,9 +186,14 @@ def test_a_killed_run_goes_on_after_its_last_case(two, tmp_path):
     (kept,) = tmp_path.glob("first--*.cases")
     with kept.open("a") as file:
         file.write('{"case": {"name": "b"}, "sta')  # killed while it wrote
-    two["first"] = an_experiment("first", "a", "b", "c", measure=counting(seen))
-    quiet(out=tmp_path)
+    two["first"] = an_experiment("first", "a", "b", "c", measure=counting(seen, stop="c"))
+    with pytest.raises(KeyboardInterrupt):
+        quiet(out=tmp_path)
     assert seen == ["a", "b", "b", "c"]
+    two["first"] = an_experiment("first", "a", "b", "c", measure=counting(seen))
+    path = quiet(out=tmp_path)[0]
+    assert seen == ["a", "b", "b", "c", "c"]  # what came after the torn line is kept too
+    assert [row["case"]["name"] for row in records.load(path).cases] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("what", ["code", "configuration"])
