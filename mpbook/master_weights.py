@@ -51,6 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.formats import as_format, round_to
+from mpbook.precision import WeightUpdate
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _HOOKS_OF_STATE = (
@@ -442,3 +443,25 @@ def without_hooks(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for name, value in vars(optimizer).items()
         if name != "step" and not name.startswith("_optimizer_")
     }
+
+
+def cured(
+    optimizer: torch.optim.Optimizer, weight_update: WeightUpdate, *, seed: int
+) -> torch.optim.Optimizer:
+    """An optimizer whose updates are stored as a precision says; the same one for ``"plain"``.
+
+    Args:
+        optimizer: over the parameters.
+        weight_update: as in `mpbook.precision.Precision`.
+        seed: of stochastic rounding.
+    """
+    match weight_update:
+        case "master_weights":
+            return MasterWeights(optimizer)
+        case "stochastic_rounding":
+            device = parameters_of(optimizer)[0].device
+            generator = torch.Generator(device).manual_seed(seed)
+            return StochasticRounding(optimizer, generator=generator)
+        case "kahan_summation":
+            return KahanSummation(optimizer)
+    return optimizer

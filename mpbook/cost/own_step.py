@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.copies import deep_copy
-from mpbook.master_weights import (
-    Float32Updates,
-    KahanSummation,
-    MasterWeights,
-    StochasticRounding,
-    parameters_of,
-)
-from mpbook.nests import called, length, mapped, real_floats_to
+from mpbook.master_weights import Float32Updates, cured
+from mpbook.nests import called, length, mapped, real_floats_to, tensors
 from mpbook.optimizers import Hyperparameters, build
 from mpbook.precision import Precision, autocast, cast_module
 
@@ -61,20 +55,9 @@ class OwnStep:
         return {
             "parameters": [*self.model.parameters(), *self.model.buffers()],
             "master copies": list(copies),
-            "optimizer state": list(_state(self.optimizer)),
-            "batch": list(_tensors(self.batch)),
+            "optimizer state": list(tensors(dict(self.optimizer.state))),
+            "batch": list(tensors(self.batch)),
         }
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    mapped(lambda t: found.append(t) or t, batch)  # type: ignore[func-returns-value]
-    return found
-
-
-def _state(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    for state in optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def prepare_step(
@@ -114,16 +97,4 @@ def prepare_step(
         if isinstance(optimizer, str)
         else optimizer([p for p in ours.parameters() if p.requires_grad])
     )
-    return OwnStep(ours, _cured(made, precision), precision, loss, sized)
-
-
-def _cured(optimizer: torch.optim.Optimizer, precision: Precision) -> torch.optim.Optimizer:
-    match precision.weight_update:
-        case "master_weights":
-            return MasterWeights(optimizer)
-        case "stochastic_rounding":
-            device = parameters_of(optimizer)[0].device
-            return StochasticRounding(optimizer, generator=torch.Generator(device).manual_seed(0))
-        case "kahan_summation":
-            return KahanSummation(optimizer)
-    return optimizer
+    return OwnStep(ours, cured(made, precision.weight_update, seed=0), precision, loss, sized)

@@ -16,14 +16,14 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mpbook.cost.flops import formulas
 from mpbook.cost.measure import parts_of
 from mpbook.cost.own_step import Loss, MakeOptimizer, OwnStep, prepare_step
 from mpbook.cost.roofline import Work
+from mpbook.nests import tensors
 from mpbook.precision import Precision, as_precision
 
 _FREE = frozenset("detach alias empty empty_like empty_strided _local_scalar_dense".split())
@@ -51,7 +51,7 @@ class _Tally(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.is_view or name in _FREE:
             return result
-        moved = sum(part.nbytes for t in _tensors((args, kwargs, result)) for part in parts_of(t))
+        moved = sum(part.nbytes for t in tensors((args, kwargs, result)) for part in parts_of(t))
         kind = self.phase or self._kind(packet, name)
         self.bytes[kind] += moved
         if packet in self._formulas:
@@ -62,10 +62,6 @@ class _Tally(TorchDispatchMode):
         if packet in self._formulas:
             return name.removesuffix("_backward")
         return "casts" if name in ("_to_copy", "copy_") else "elementwise"
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def _tally(step: OwnStep) -> _Tally:

@@ -28,7 +28,7 @@ from mpbook.device import compiled
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler, gradients_of
 from mpbook.loss_scaling.gradients import numbers_of
 from mpbook.low_precision import advance, convert
-from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
+from mpbook.master_weights import cured
 from mpbook.nests import called, chunks, length, mapped, real_floats_to, tensors
 from mpbook.precision import Precision, autocast, cast_module
 from mpbook.training.settings import Loss, Settings
@@ -160,7 +160,8 @@ def prepare(
         raise ValueError(f"model: {type(model).__name__} has no trainable parameters")
     if precision.recipe is not None:
         ours = convert(ours, precision.recipe)
-    optimizer = _prepare_optimizer(ours, precision, settings, device)
+    made = settings.make_optimizer(ours)
+    optimizer = cured(made, precision.weight_update, seed=settings.seed + 1)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return Trainer(
@@ -173,21 +174,6 @@ def prepare(
         generator=torch.Generator().manual_seed(settings.seed),
         compiled=compile,
     )
-
-
-def _prepare_optimizer(
-    model: nn.Module, precision: Precision, settings: Settings, device: torch.device
-) -> torch.optim.Optimizer:
-    optimizer = settings.make_optimizer(model)
-    match precision.weight_update:
-        case "master_weights":
-            return MasterWeights(optimizer)
-        case "stochastic_rounding":
-            generator = torch.Generator(device).manual_seed(settings.seed + 1)
-            return StochasticRounding(optimizer, generator=generator)
-        case "kahan_summation":
-            return KahanSummation(optimizer)
-    return optimizer
 
 
 def _prepare_scaler(precision: Precision, settings: Settings) -> StaticLossScaler:
