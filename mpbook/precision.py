@@ -276,8 +276,6 @@ _AMBIGUOUS = {
     "32": '"32-true" (float32 throughout) or "tf32" (float32 stored, products in TF32)',
     "16": '"16-mixed" (fp32 weights, fp16 compute, loss scaling) or "16-true" (everything in fp16)',
     "bf16": '"bf16-mixed" (fp32 weights, bf16 compute) or "bf16-true" (everything in bf16)',
-}
-_AMBIGUOUS |= {
     "fp8": _several("float8", "mxfp8"),
     "fp4": _several("mxfp4", "nvfp4"),
 }

@@ -50,7 +50,7 @@ EXERCISES = {
             ),
             "A tensor of zeros has amax 0, and 0 / 0 is NaN.": lambda amax: amax / _LARGEST,
             "57344 is the largest number of E5M2; E4M3 ends at 448.": (
-                lambda amax: amax / 57344 if amax > 0 else 1.0
+                lambda amax: amax / FORMATS["float8_e5m2"].max if amax > 0 else 1.0
             ),
         },
         describe=lambda amax: f"an amax of {amax:g}",

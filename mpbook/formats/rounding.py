@@ -162,7 +162,7 @@ def in_place_rounder(
     overflow: Overflow,
     keys: Tensor | None,
     like: Tensor,
-) -> Callable[..., None]:
+) -> Callable[[Tensor, int], None]:
     """`round_to` in place, for the contiguous pieces of a tensor; none is larger than this one.
 
     They share one scratch, where `round_to` takes fresh memory for each: pieces of half a million
@@ -171,10 +171,10 @@ def in_place_rounder(
     """
     plan = find_plan(format, rounding, overflow, like.dtype)
     if torch.compiler.is_compiling():  # all in one piece
-        return lambda x, first=0: round_whole(x.view(-1), x.view(-1), plan, keys)
+        return lambda x, first: round_whole(x.view(-1), x.view(-1), plan, keys)
     scratch = scratch_for(min(block_size(plan, like.device), like.numel()), plan, like.device)
 
-    def round_(x: Tensor, first: int = 0) -> None:
+    def round_(x: Tensor, first: int) -> None:
         round_in_blocks(x.view(-1), x.view(-1), plan, keys, scratch, first=first)
 
     return round_

@@ -7,6 +7,8 @@ sum so far to the largest exponent among them, and cuts off what lies below the 
 128 terms: *promotion*.
 
 Source: DeepSeek-V3, arXiv:2412.19437, sections 3.3.2 and 3.5.2.
+
+Taught in the chapter "FP8 and below: traps".
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ from torch.nn import functional
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``, the scalar whose gradients are looked at."""
 
+_Calls = dict[str, list[tuple[Tensor, list[Tensor]]]]
+"""By layer, the input of each call and the gradient of its output, once that is there."""
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -78,7 +81,7 @@ def capture(
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
     for number, batch in enumerate(batches):
-        seen: dict[str, list[tuple[Tensor, list[Tensor]]]] = {name: [] for name in chosen}
+        seen: _Calls = {name: [] for name in chosen}
         with _as_it_was(model), _watching(chosen, seen), torch.enable_grad():
             value = loss(model, batch)
             if value.numel() != 1 or not value.requires_grad:
@@ -107,9 +110,7 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Line
 
 
 @contextmanager
-def _watching(
-    chosen: dict[str, nn.Linear], seen: dict[str, list[tuple[Tensor, list[Tensor]]]]
-) -> Iterator[None]:
+def _watching(chosen: dict[str, nn.Linear], seen: _Calls) -> Iterator[None]:
     """Note the inputs of the layers, and the gradients of their outputs when they come."""
 
     def watch(name: str) -> Callable[..., None]:
@@ -133,7 +134,7 @@ def _watching(
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put buffers and torch's generators back: running averages and dropout would go on."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # unnamed, torch warns
         try:
             yield
         finally:

@@ -106,7 +106,7 @@ def _state(module: nn.Linear) -> str:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that can be quantised, each once, those that are already among them."""
+    """The layers that can be quantised, or are already; each once."""
     for name, module in model.named_modules():
         if type(module) in (nn.Linear, QuantizedLinear):
             yield name, module

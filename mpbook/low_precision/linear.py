@@ -18,26 +18,17 @@ Taught in the chapter "FP8 and below".
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mpbook.low_precision.accumulator import accumulated
 from mpbook.low_precision.native import native_product
-from mpbook.low_precision.operands import Delayed, Fixed, TensorName
+from mpbook.low_precision.operands import TENSORS, Delayed, Fixed, ProductName
 from mpbook.low_precision.quantisation import factored, quantised
 from mpbook.low_precision.recipes import Recipe
 from mpbook.low_precision.scaling import COLUMNS, begin_row_, next_scale, note_amax
-
-ProductName = Literal["fprop", "dgrad", "wgrad"]
-
-TENSORS: dict[ProductName, tuple[TensorName, TensorName]] = {
-    "fprop": ("x", "w"),
-    "dgrad": ("dy", "w"),
-    "wgrad": ("dy", "x"),
-}
-"""What is multiplied in each product."""
 
 
 class LinearProducts(torch.autograd.Function):

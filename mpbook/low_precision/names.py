@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpbook.low_precision.recipes import RECIPES
 from mpbook.notebook import Table
 
 SUPPORT_MATRIX = "https://nvidia.github.io/TransformerEngine/support_matrix.html"
@@ -84,15 +83,10 @@ NAMES: dict[str, Names] = {
 
 def names_table() -> Table:
     """The recipes, what torchao, TransformerEngine and Megatron call them, and where they run."""
-    none = "none"
     rows = [
-        (name, *(getattr(NAMES[name], library) or none for library in _LIBRARIES), NAMES[name].gpus)
-        for name in RECIPES
-        if name in NAMES
+        (name, *(word or "none" for word in (n.torchao, n.transformer_engine, n.megatron)), n.gpus)
+        for name, n in NAMES.items()
     ]
     header = ["recipe", "torchao", "TransformerEngine", "Megatron Core", "GPUs"]
     caption = f"Read in November 2026 in {SUPPORT_MATRIX}, {TORCHAO} and {MEGATRON}"
     return Table(header, rows, caption=caption)
-
-
-_LIBRARIES = ("torchao", "transformer_engine", "megatron")

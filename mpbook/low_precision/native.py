@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.formats.description import FloatFormat
+from mpbook.low_precision.recipes import NATIVE_MULTIPLE as MULTIPLE
 from mpbook.low_precision.recipes import Recipe
-
-MULTIPLE = 16
-"""What the hardware wants the dimensions to be multiples of."""
 
 
 def native_product(

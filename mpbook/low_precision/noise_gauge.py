@@ -10,6 +10,8 @@ At r = sqrt(3) that is three quarters: about there, says the paper, training in 
 less effective.
 
 Source: "FP4 All the Way", arXiv:2505.19115, for the threshold.
+
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations
@@ -97,9 +99,15 @@ def forecast(steps: Sequence[float], ratios: Sequence[float], *, to: float = THR
     1000.0
     """
     if len(steps) != len(ratios) or len(set(steps)) < 2:
-        raise ValueError(f"steps={list(steps)}: expected two or more, and as many ratios")
+        raise ValueError(
+            f"steps={list(steps)}, ratios={list(ratios)}: expected two or more different steps, "
+            "and as many ratios"
+        )
     if min(*steps, *ratios, to) <= 0:
-        raise ValueError("steps, ratios and to: expected positive numbers, for their logarithms")
+        raise ValueError(
+            f"steps={list(steps)}, ratios={list(ratios)}, to={to}: expected positive numbers, for "
+            "their logarithms"
+        )
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (steps, ratios))
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     if slope >= 0:

@@ -21,6 +21,16 @@ from mpbook.low_precision.hadamard import random_signs
 TensorName = Literal["x", "w", "dy"]
 """The tensors of a linear layer: its input, its weight, the gradient of its output."""
 
+ProductName = Literal["fprop", "dgrad", "wgrad"]
+"""The products of a linear layer: its output, the gradients of its input and of its weight."""
+
+TENSORS: dict[ProductName, tuple[TensorName, TensorName]] = {
+    "fprop": ("x", "w"),
+    "dgrad": ("dy", "w"),
+    "wgrad": ("dy", "x"),
+}
+"""What is multiplied in each product."""
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -172,7 +182,8 @@ class Accumulation:
         step: how many products the unit adds at a time; 32 on Hopper in eight bits.
 
     Raises:
-        ValueError: a size below 1, or a ``promote_every`` that the steps do not divide.
+        ValueError: bits that are not 2 to 24, a step below 1, or a ``promote_every`` that the steps
+            do not divide.
 
     Source: DeepSeek-V3, arXiv:2412.19437, section 3.3.2.
     """

@@ -23,7 +23,6 @@ Taught in the chapter "FP8 and below".
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,21 +31,27 @@ from typing import Any, Literal, get_args
 from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat
 from mpbook.formats.description import FORMATS, FloatFormat
 from mpbook.low_precision.operands import (
+    TENSORS,
     Accumulation,
     Current,
     Delayed,
     Fixed,
     Operand,
     Product,
+    ProductName,
     Scaling,
     TensorName,
 )
+from mpbook.synonyms import did_you_mean
 
 CURRENT = Current()
 Engine = Literal["emulated", "native"]
 Dimension = Literal["in_features", "out_features", "tokens"]
 
-_DIMENSIONS: dict[tuple[str, TensorName], tuple[Dimension, Dimension]] = {
+NATIVE_MULTIPLE = 16
+"""What the hardware wants the dimensions of a product to be multiples of."""
+
+_DIMENSIONS: dict[tuple[ProductName, TensorName], tuple[Dimension, Dimension]] = {
     ("fprop", "x"): ("tokens", "in_features"),
     ("fprop", "w"): ("out_features", "in_features"),
     ("dgrad", "dy"): ("tokens", "out_features"),
@@ -75,6 +80,7 @@ class Recipe:
 
     Raises:
         ValueError: a mixture that has no meaning; the message names the product.
+        TypeError: ``stays_high`` is one string.
     """
 
     name: str
@@ -99,14 +105,12 @@ class Recipe:
         if not isinstance(self.scaling, Current):
             self._check_one_scale_a_tensor()
 
-    def operands(self) -> Iterator[tuple[str, TensorName, Operand]]:
+    def operands(self) -> Iterator[tuple[ProductName, TensorName, Operand]]:
         """Each operand with the name of its product and of its tensor."""
-        yield "fprop", "x", self.fprop.left
-        yield "fprop", "w", self.fprop.right
-        yield "dgrad", "dy", self.dgrad.left
-        yield "dgrad", "w", self.dgrad.right
-        yield "wgrad", "dy", self.wgrad.left
-        yield "wgrad", "x", self.wgrad.right
+        for name, (left, right) in TENSORS.items():
+            product: Product = getattr(self, name)
+            yield name, left, product.left
+            yield name, right, product.right
 
     def element(self, tensor: TensorName) -> FloatFormat | None:
         """The format of a tensor's elements, of the first product that quantises it."""
@@ -130,7 +134,7 @@ class Recipe:
             for name, size in zip(_DIMENSIONS[product, tensor], operand.tile, strict=True)
             if product in products and name == dimension
         ]
-        return math.lcm(*multiples, 16 if self.engine == "native" else 1)
+        return math.lcm(*multiples, NATIVE_MULTIPLE if self.engine == "native" else 1)
 
     def described(self) -> dict[str, str]:
         """Everything that it says, as short words by name."""
@@ -237,7 +241,6 @@ def as_recipe(recipe: str | Recipe) -> Recipe:
     if not isinstance(recipe, str):
         raise TypeError(f"recipe={recipe!r}: expected a name or a Recipe")
     if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(recipe, RECIPES)
         raise ValueError(f"recipe={recipe!r}: expected one of {', '.join(RECIPES)}{hint}")
     return RECIPES[recipe]

@@ -13,6 +13,8 @@ follows.  Three rules make that safe:
 The first step knows nothing: its scales are 1, whatever the tensors hold.
 
 Source: TransformerEngine, "FP8 delayed scaling".
+
+Taught in the chapter "FP8 and below".
 """
 
 from __future__ import annotations

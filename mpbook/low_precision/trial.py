@@ -99,10 +99,13 @@ class Trial:
         verdict = _verdict(worse[0], worse[1], margin)
         return Difference(product, variant, baseline, metric, before, after, (low, high), verdict)
 
+    def tried(self) -> list[tuple[str, Variant]]:
+        """The products with the variants that were tried in them, each pair once."""
+        return list(dict.fromkeys((row.product, row.variant) for row in self.rows))
+
     def differences(self) -> list[Difference]:
         """Each trick alone, against the format without tricks: what `table` shows."""
-        tried = dict.fromkeys((row.product, row.variant) for row in self.rows)
-        found = []
+        tried, found = self.tried(), []
         for product, variant in tried:
             baseline = Variant(variant.block_format, variant.scale_mode)
             tricks = variant.stochastic + (variant.hadamard is not None) + variant.square

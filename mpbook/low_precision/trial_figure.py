@@ -16,12 +16,9 @@ def draw(trial: Trial, metric: Metric) -> Figure:
     """One heat map for each product: see `Trial.figure`."""
     from mpbook import plots
 
-    products = list(dict.fromkeys(row.product for row in trial.rows))
-    formats = list(dict.fromkeys(row.variant.format_name for row in trial.rows))
-    means = {
-        (row.product, row.variant): trial.mean(row.product, row.variant, metric)
-        for row in trial.rows
-    }
+    means = {(p, variant): trial.mean(p, variant, metric) for p, variant in trial.tried()}
+    products = list(dict.fromkeys(p for p, _ in means))
+    formats = list(dict.fromkeys(variant.format_name for _, variant in means))
     tricks = {p: list(dict.fromkeys(v.tricks for q, v in means if q == p)) for p in products}
     shape = dict(figsize=(10, 1.6 + 0.5 * len(formats) * len(products)))
     figure, axes = plots.figure(len(products), 1, squeeze=False, **shape)

@@ -64,8 +64,7 @@ def which_trick_pays(
     Raises:
         ValueError: an argument out of range, or nothing that could be tried.
     """
-    if draws < 2:
-        raise ValueError(f"draws={draws}: expected 2 or more, to tell bias from spread")
+    _check_draws(draws)
     return trial_of(
         capture(model, batches, layers=layers, loss=loss),
         formats=formats, scale_modes=scale_modes, hadamard=hadamard, draws=draws, seed=seed,
@@ -82,21 +81,28 @@ def trial_of(
     seed: int = 0,
 ) -> Trial:
     """The same for tensors that you have."""
+    _check_draws(draws)
     rows: list[Measured] = []
     left_out: dict[str, None] = {}
     for layer in captured:
         for product, (left, right) in layer.operands().items():
+            exact = left.double() @ right.double().T
             for variant in variants(product, formats, scale_modes, hadamard):
-                why = _misfit(product, variant, left, right)
-                if why is None:
-                    measured = _errors(product, variant, left, right, draws, seed)
-                    rows.append(Measured(layer.layer, layer.batch, product, variant, *measured))
-                else:
+                if why := _misfit(product, variant, left, right):
                     where = f"{layer.layer}, {product}, {variant.format_name}, {variant.tricks}"
                     left_out[f"{where}: {why}"] = None
+                    continue
+                found = list(_products(product, variant, left, right, draws, seed))
+                measured = _errors(product, exact, found)
+                rows.append(Measured(layer.layer, layer.batch, product, variant, *measured))
     if not rows:
         raise ValueError(f"nothing could be tried: {next(iter(left_out), 'formats is empty')}")
     return Trial(tuple(rows), left_out=tuple(left_out))
+
+
+def _check_draws(draws: int) -> None:
+    if draws < 2:
+        raise ValueError(f"draws={draws}: expected 2 or more, to tell bias from spread")
 
 
 # --- One product -------------------------------------------------------------------------------
@@ -110,14 +116,12 @@ def _misfit(product: str, variant: Variant, left: Tensor, right: Tensor) -> str 
 
 
 def _errors(
-    product: str, variant: Variant, left: Tensor, right: Tensor, draws: int, seed: int
+    product: str, exact: Tensor, products: Sequence[Tensor]
 ) -> tuple[float, float, float, float]:
-    """Error, cosine, bias and spread."""
-    exact = left.double() @ right.double().T
+    """Error, cosine, bias and spread of a product, as it came out in each draw."""
     norm = exact.square().sum().item()
     if not math.isfinite(norm) or norm == 0:
         raise ValueError(f"{product}: the exact product is zero, infinite or NaN; leave it out")
-    products = list(_products(product, variant, left, right, draws, seed))
     n = len(products)
     errors = [p - exact for p in products]
     squares = statistics.fmean(e.square().sum().item() for e in errors)
@@ -137,7 +141,7 @@ def _products(
     """The product in float64, of elements that are exact in it: once for each draw."""
     of_left, of_right = variant.operands(product)
     right = quantised(right, of_right).double().T
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed goes to them all
         torch.manual_seed(seed)
         for _ in range(draws if of_left.rounding == "stochastic" else 1):
             yield quantised(left, of_left).double() @ right

@@ -53,16 +53,17 @@ class Variant:
             left = replace(plain, rounding="stochastic")
         if self.square and product != "wgrad":
             size = operand_width(block_format)
+            if size is None:
+                raise ValueError(f"square=True: {block_format.name} has no blocks within a row")
             tiled = replace(block_format, name=f"{self.block_format}_square", block=(size, size))
             right = replace(plain, block_format=tiled)
         return left, right
 
 
-def operand_width(block_format: BlockFormat) -> int:
-    """How many numbers of a row share a scale, in a format whose blocks are parts of one row."""
-    if not isinstance(block_format.block, tuple) or block_format.block[0] != 1:
-        raise ValueError(f"square=True: {block_format.name} has no blocks within a row")
-    return block_format.block[1]
+def operand_width(block_format: BlockFormat) -> int | None:
+    """How many numbers of a row share a scale; None where blocks are no parts of one row."""
+    block = block_format.block
+    return block[1] if isinstance(block, tuple) and block[0] == 1 else None
 
 
 def variants(
@@ -74,9 +75,9 @@ def variants(
     """Every combination that has a meaning in a product, those without tricks first."""
     for name in formats:
         block_format = as_block_format(name)
-        tiles = isinstance(block_format.block, tuple) and block_format.block[0] == 1
         modes = scale_modes if block_format.has_power_of_two_scale else (None,)
         stochastic = (False,) if product == "fprop" else (False, True)
-        square = (False, True) if tiles and product != "wgrad" else (False,)
+        has_square = operand_width(block_format) is not None and product != "wgrad"
+        square = (False, True) if has_square else (False,)
         for options in itertools.product(modes, stochastic, (None, *hadamard), square):
             yield Variant(name, *options)

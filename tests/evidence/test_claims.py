@@ -988,3 +988,16 @@ def test_a_record_without_fp8_leaves_nvfp4_open():
     rows = [({"precision": "nvfp4-mixed", "seed": s}, {"validation_loss": 2.0}) for s in range(3)]
     verdict = decide("nvfp4-trains-as-well-as-fp8", a_record("low_precision_pairs", *rows))
     assert verdict.kind == NOT_RECORDED and "no two seeds" in verdict.why
+
+
+def test_a_run_that_diverges_in_four_bits_alone_is_not_as_good():
+    rows = [
+        ({"precision": precision, "seed": seed}, {"validation_loss": loss})
+        for precision, losses in (
+            ("float8_tensorwise-mixed", [2.0, 2.1, 2.2]),
+            ("nvfp4-mixed", [2.0, None, 2.2]),
+        )
+        for seed, loss in enumerate(losses)
+    ]
+    verdict = decide("nvfp4-trains-as-well-as-fp8", a_record("low_precision_pairs", *rows))
+    assert verdict.kind == "false" and "nvfp4-mixed diverged" in verdict.why

@@ -167,6 +167,7 @@ def test_everything_that_two_recipes_differ_in_is_described():
         (lambda: Accumulation(bits=30), ValueError, "bits=30, step=32: expected 2 to 24"),
         (lambda: Accumulation(promote_every=100), ValueError, "promote_every=100: expected a mul"),
         (lambda: as_recipe("nvfp5"), ValueError, "recipe='nvfp5': expected one of .*did you mean"),
+        (lambda: as_recipe("FP8"), ValueError, "did you mean 'mxfp8'"),
         (lambda: as_recipe(4), TypeError, "recipe=4: expected a name or a Recipe"),
     ],
 )  # fmt: skip

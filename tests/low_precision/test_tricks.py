@@ -219,6 +219,8 @@ def test_bad_arguments_are_named() -> None:
     net = nn.Linear(32, 32)
     with pytest.raises(ValueError, match="draws=1"):
         which_trick_pays(net, [], draws=1)
+    with pytest.raises(ValueError, match="draws=1"):
+        trial_of([layer()], draws=1)
     with pytest.raises(ValueError, match=r"nothing could be tried: .*no multiple"):
         trial_of([Captured("l", 0, *(torch.randn(3, 3) for _ in range(3)))], formats=["nvfp4"])
     with pytest.raises(ValueError, match="metric='loss'"):

@@ -7,16 +7,12 @@ import statistics
 import torch
 
 from mpbook.evidence.claims.base import Claim, Finding, by_figures, by_share, exactly, recorded
-from mpbook.evidence.claims.recorded import speedups
+from mpbook.evidence.claims.recorded import quality, span, speedups
 from mpbook.evidence.experiments.base import FP8_NATIVE
 from mpbook.evidence.experiments.low_precision_pairs import BASELINE
 from mpbook.evidence.published import Figures
 from mpbook.evidence.records import Record
 from mpbook.low_precision import RECIPES, quantised
-from mpbook.training.paired import PairedDifference
-
-MARGIN = 0.003
-"""The largest relative difference of loss that does not matter."""
 
 HALF = 0.55
 """Of the memory in 16 bits: what would pass for half."""
@@ -70,37 +66,16 @@ def speed_doubles(figures: Figures) -> tuple[Finding, Figures]:
 
 def _doubles_tokens(record: Record) -> Finding:
     ratios = speedups(record, of=(FP8_NATIVE.name,), over=BASELINE)
-    if not ratios:
-        raise LookupError("no two cases to compare")
-    why = f"GPT-2 trains {min(ratios):.2f} to {max(ratios):.2f} times as fast as in bf16-mixed."
+    why = f"GPT-2 trains {span(ratios, '.2f')} times as fast as in {BASELINE}."
     return by_share([ratio >= 2 for ratio in ratios]), why
 
 
-def _pairs(record: Record, precision: str, baseline: str) -> PairedDifference:
-    losses = {
-        (case["precision"], case["seed"]): results["validation_loss"]
-        for case, results in record.measured()
-    }
-    seeds = [s for p, s in losses if p == precision and (baseline, s) in losses]
-    if len(seeds) < 2:
-        raise LookupError(f"no two seeds of {precision} and {baseline}")
-    return PairedDifference(
-        name=precision,
-        baseline=baseline,
-        values=tuple(losses[precision, s] for s in seeds),
-        baseline_values=tuple(losses[baseline, s] for s in seeds),
-    )
+def _mxfp8_as_good(record: Record) -> Finding:
+    return quality(record, of="mxfp8-mixed", over=BASELINE)
 
 
-def _as_good(precision: str, baseline: str, record: Record) -> Finding:
-    found = _pairs(record, precision, baseline)
-    low, high = found.relative_interval
-    why = f"{found.seeds} pairs differ by {low:+.2%} to {high:+.2%} (95% confidence)."
-    if found.within(MARGIN):
-        return "holds", why
-    if low > MARGIN or high < -MARGIN:
-        return "false", why
-    return "not recorded yet", f"{why} That does not settle 0.3%."
+def _nvfp4_as_good(record: Record) -> Finding:
+    return quality(record, of="nvfp4-mixed", over="float8_tensorwise-mixed")
 
 
 _NVFP4_PAPER = "[NVIDIA, 2025](https://arxiv.org/abs/2509.25149)"
@@ -132,17 +107,14 @@ CLAIMS = (
         "mxfp8-is-as-good-as-bf16",
         "Training in MXFP8 is as good as in bfloat16, within 0.3%.",
         "[Mishra et al. 2025](https://arxiv.org/abs/2506.08027): sessions that match",
-        recorded("low_precision_pairs", lambda record: _as_good("mxfp8-mixed", BASELINE, record)),
+        recorded("low_precision_pairs", _mxfp8_as_good),
         f"{_PAGE}#fp8-quality",
     ),
     Claim(
         "nvfp4-trains-as-well-as-fp8",
         "NVFP4 trains as well as FP8, within 0.3%.",
         f"{_NVFP4_PAPER}, one run each",
-        recorded(
-            "low_precision_pairs",
-            lambda record: _as_good("nvfp4-mixed", "float8_tensorwise-mixed", record),
-        ),
+        recorded("low_precision_pairs", _nvfp4_as_good),
         f"{_PAGE}#fp8-quality",
     ),
 )

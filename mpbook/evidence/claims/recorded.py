@@ -49,7 +49,12 @@ def speedups(record: Record, *, of: tuple[str, ...], over: str) -> list[float]:
     ]
 
 
-def _span(ratios: list[float], format: str = ".1f") -> str:
+def span(ratios: list[float], format: str = ".1f") -> str:
+    """The smallest and the largest of some ratios, in words.
+
+    Raises:
+        LookupError: there is none.
+    """
     if not ratios:
         raise LookupError("no two cases to compare")
     return f"{min(ratios):{format}} to {max(ratios):{format}}"
@@ -59,7 +64,7 @@ def _two_to_four_times(record: Record) -> Finding:
     over_ieee = speedups(record, of=MIXED, over="32-true")
     over_tf32 = speedups(record, of=MIXED, over="tf32")
     why = (
-        f"GPT-2 trains {_span(over_ieee)} times as fast as in float32, and {_span(over_tf32)} "
+        f"GPT-2 trains {span(over_ieee)} times as fast as in float32, and {span(over_tf32)} "
         "times as fast as in TF32."
     )
     return by_share([2 <= ratio <= 4 for ratio in (*over_ieee, *over_tf32)]), why
@@ -67,7 +72,7 @@ def _two_to_four_times(record: Record) -> Finding:
 
 def _doubles_tokens(record: Record) -> Finding:
     ratios = speedups(record, of=("bf16-mixed",), over="32-true")
-    why = f"bf16-mixed makes {_span(ratios)} times the tokens a second of float32."
+    why = f"bf16-mixed makes {span(ratios)} times the tokens a second of float32."
     return by_share([ratio >= 2 for ratio in ratios]), why
 
 
@@ -114,7 +119,7 @@ def _takes_at_most(share: float) -> Callable[[Record], Finding]:
             for (precision, batch), peak in peaks.items()
             if precision == "bf16-mixed" and ("32-true", batch) in peaks
         ]
-        why = f"At the same batch bf16-mixed takes {_span(ratios, '.0%')} of float32's memory."
+        why = f"At the same batch bf16-mixed takes {span(ratios, '.0%')} of float32's memory."
         return by_share([ratio <= share for ratio in ratios]), why
 
     return find_out
@@ -146,27 +151,36 @@ def twice_the_batch(record: Record) -> Finding:
 
 # --- Quality -------------------------------------------------------------------------------------
 
-_MARGIN = 0.003
+MARGIN = 0.003
+"""The largest relative difference of loss that does not matter."""
 
 
-def _quality(record: Record) -> Finding:
-    losses: dict[str, dict[int, float | None]] = {"32-true": {}, "bf16-mixed": {}}
+def quality(record: Record, *, of: str, over: str) -> Finding:
+    """What pairs of runs from the same seeds say of a precision's loss, over that of another.
+
+    Raises:
+        LookupError: fewer than two pairs.
+    """
+    losses: dict[str, dict[int, float | None]] = {over: {}, of: {}}
     for case, results in record.measured():
         if case["precision"] in losses:
             losses[case["precision"]][case["seed"]] = results["validation_loss"]
-    seeds = sorted(set(losses["32-true"]) & set(losses["bf16-mixed"]))
-    pairs = [(losses["32-true"][seed], losses["bf16-mixed"][seed]) for seed in seeds]
+    seeds = sorted(set(losses[over]) & set(losses[of]))
+    pairs = [(losses[of][seed], losses[over][seed]) for seed in seeds]
     if len(pairs) < 2:
-        raise LookupError(f"{len(pairs)} pairs of seeds, expected at least 2")
-    if any(full is not None and mixed is None for full, mixed in pairs):
-        return "false", "A run in bf16-mixed diverged where float32 did not."
-    finite = [(full, mixed) for full, mixed in pairs if full is not None and mixed is not None]
+        raise LookupError(f"no two seeds of {of} and {over}, {len(pairs)} pairs of seeds")
+    if any(ours is None and theirs is not None for ours, theirs in pairs):
+        return "false", f"A run in {of} diverged where {over} did not."
+    finite = [(a, b) for a, b in pairs if a is not None and b is not None]
     if len(finite) < 2:
         raise LookupError("runs that did not diverge")
-    full, mixed = zip(*finite, strict=True)
-    return judge_quality(
-        PairedDifference(name="bf16-mixed", baseline="32-true", values=mixed, baseline_values=full)
-    )
+    values, base = zip(*finite, strict=True)
+    found = PairedDifference(name=of, baseline=over, values=values, baseline_values=base)
+    return judge_quality(found)
+
+
+def _quality(record: Record) -> Finding:
+    return quality(record, of="bf16-mixed", over="32-true")
 
 
 def _kept_quality(evidence: Evidence) -> Verdict:
@@ -191,18 +205,18 @@ def _short_quality(device: torch.device) -> Finding:
 
 
 def judge_quality(pairs: PairedDifference) -> Finding:
-    """What an interval over pairs of runs says of a margin of 0.3%."""
+    """What an interval over pairs of runs says of a `MARGIN` of 0.3%."""
     low, high = pairs.relative_interval
     why = (
         f"Over {pairs.seeds} pairs of seeds the loss differs by {low:+.2%} to {high:+.2%} "
         f"({pairs.confidence:.0%} confidence); "
         f"so many show a difference of {pairs.detectable():.2%} four times in five."
     )
-    if pairs.within(_MARGIN):
+    if pairs.within(MARGIN):
         return "holds", why
-    if low > _MARGIN or high < -_MARGIN:
+    if low > MARGIN or high < -MARGIN:
         return "false", why
-    return NOT_RECORDED, f"{why} That does not settle 0.3%."
+    return NOT_RECORDED, f"{why} That does not settle {MARGIN:.1%}."
 
 
 _RECIPE = "https://pytorch.org/tutorials/recipes/recipes/amp_recipe.html"
