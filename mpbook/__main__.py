@@ -83,7 +83,7 @@ def _diagnose(chosen: argparse.Namespace) -> int:
 
     found = diagnosed(called(chosen.what), formats=chosen.formats, steps=chosen.steps)
     print(json.dumps(found.as_dict(), indent=1) if chosen.json else found)
-    return int(any(found.survives(format) == "no" for format in chosen.formats))
+    return int(any(found.survives(format) == "no" for format in found.formats))
 
 
 def _doctor(chosen: argparse.Namespace) -> int:

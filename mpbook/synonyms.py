@@ -41,10 +41,20 @@ def did_you_mean(typed: object, known: Iterable[str]) -> str:
     >>> did_you_mean("elephant", ["float32", "float16"])
     ''
     """
+    near = meant(typed, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def meant(typed: object, known: Iterable[str]) -> str:
+    """The known name that was probably meant; empty if none is near.
+
+    >>> meant("fp16", ["float32", "float16"])
+    'float16'
+    """
     choices = list(known)
     word = str(typed).lower().replace("_", "-").removeprefix("torch.")
     groups = [group for group in _GROUPS if word in {name.replace("_", "-") for name in group}]
-    meant = [name for group in groups for name in choices if name.lower() in group]
+    same = [name for group in groups for name in choices if name.lower() in group]
     # A format that is known, and none of these, is not a slip of the keyboard.
-    near = meant if groups else difflib.get_close_matches(str(typed), choices, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = same if groups else difflib.get_close_matches(str(typed), choices, n=1)
+    return near[0] if near else ""

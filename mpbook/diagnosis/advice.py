@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mpbook.diagnosis.places import SIXTEEN_BIT, Seen, is_like_a_mask
+from mpbook.diagnosis.places import Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
 from mpbook.diagnosis.verdicts import NEAR, WRONG, FormatVerdict
+from mpbook.master_weights import SIXTEEN_BIT
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _cures(v: FormatVerdict) -> Iterator[Advice]:
     for words, (what, lines, page) in _BY_MESSAGE:
         if words in v.reason:
             yield Advice(v.format, what, lines, page)
-    seen: Seen | None = v.failure
+    seen = v.failure
     if seen is not None:
         what, lines, page = _of_an_operator(seen, v.behind)
         yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)

@@ -12,6 +12,7 @@ what a loss takes of both, is found once, by trying the ways in the order in whi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -21,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpbook.nests import mapped, tensors
+from mpbook.nests import mapped, real_floats_to, tensors
 
 Loss = Callable[..., Any]
+Way = Callable[["Call", nn.Module, Any], Any]
+"""A call's own: from a model and a batch to a loss."""
 
 
 def as_batches(batches: Any, steps: int) -> list[Any]:
@@ -57,7 +60,13 @@ class Call:
     def __init__(self, loss: Loss | None) -> None:
         self.loss, self.in_float32 = loss, False
         self._called = False
-        self._way: Callable[[nn.Module, Any], Tensor] | None = None
+        self._way: Way | None = None
+
+    def with_loss(self, loss: Loss | None) -> Call:
+        """The same way of calling, with a copy of the loss."""
+        other = copy.copy(self)
+        other.loss = loss
+        return other
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar loss.
@@ -68,19 +77,19 @@ class Call:
         """
         if self._way is None:
             self._way = self._find(model, batch)
-        return _scalar(self._way(model, batch))
+        return _scalar(self._way(self, model, batch))
 
-    def _find(self, model: nn.Module, batch: Any) -> Callable[[nn.Module, Any], Any]:
+    def _find(self, model: nn.Module, batch: Any) -> Way:
         """The first way that gives a tensor."""
         raised: list[tuple[bool, Exception]] = []
         for way in self._ways(model, batch):
             self._called = False
             try:
-                result = way(model, batch)
+                result = way(self, model, batch)
                 if isinstance(result, Tensor):
                     return way
                 if self.loss is not None and _has_loss(result):  # with logs beside it
-                    return lambda m, b: _own_loss(way(m, b))
+                    return lambda c, m, b: _own_loss(way(c, m, b))
                 who = "the model" if self.loss is None else "it"
                 said = _NO_LOSS.format(who, type(result).__name__)
                 error: Exception = ValueError(said)
@@ -91,36 +100,40 @@ class Call:
         # and so does anything but a number of arguments.
         raise min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
 
-    def _ways(self, model: nn.Module, batch: Any) -> Iterable[Callable[[nn.Module, Any], Any]]:
+    def _ways(self, model: nn.Module, batch: Any) -> Iterable[Way]:
         for arguments, losses in itertools.product(
             _argument_ways(model, batch, targets=_arity(self.loss) > 1), self._loss_ways(batch)
         ):
 
-            def way(m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
+            def way(c: Call, m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
                 positional, named = a(b)
                 output = m(*positional, **named)
-                self._called = True
-                if not self.in_float32:
-                    return f(output, b)
+                c._called = True
+                if not c.in_float32:
+                    return f(c.loss, output, b)
                 with torch.autocast(next(tensors(b)).device.type, enabled=False):
-                    return f(mapped(lambda t: t.float(), output), b)
+                    return f(c.loss, mapped(real_floats_to(torch.float32), output), b)
 
             yield way
 
-    def _loss_ways(self, batch: Any) -> list[Callable[[Any, Any], Any]]:
-        loss = self.loss
-        if loss is None:
-            return [lambda output, _batch: _own_loss(output)]
-        ways: list[Callable[[Any, Any], Any]] = []
-        if _arity(loss) > 1:
-            with_batch = lambda o, b: loss(o, b)  # noqa: E731
-            with_target = lambda o, b: loss(o, _target(b))  # noqa: E731
-            ways = [with_batch, with_target]
-            if isinstance(batch, tuple | list) and _is_of_torch(loss):
-                ways = [with_target, with_batch]
-            ways.append(lambda o, b: loss(_tensor_of(o), _target(b)))
-        return [*ways, lambda o, _b: loss(o)]
+    def _loss_ways(self, batch: Any) -> list[Callable[[Any, Any, Any], Any]]:
+        """Ways from a loss, an output and a batch to a scalar, likeliest first."""
+        if self.loss is None:
+            return [lambda _loss, output, _batch: _own_loss(output)]
+        alone, with_batch, with_target, with_logits = _OF_A_LOSS
+        if _arity(self.loss) < 2:
+            return [alone]
+        if isinstance(batch, tuple | list) and _is_of_torch(self.loss):
+            return [with_target, with_batch, with_logits, alone]
+        return [with_batch, with_target, with_logits, alone]
 
+
+_OF_A_LOSS: tuple[Callable[[Any, Any, Any], Any], ...] = (
+    lambda f, o, _b: f(o),
+    lambda f, o, b: f(o, b),
+    lambda f, o, b: f(o, _target(b)),
+    lambda f, o, b: f(_tensor_of(o), _target(b)),
+)
 
 _NO_LOSS = (
     "loss: {} returned a {} without a loss in it; pass loss=, a function of the output and "

@@ -19,7 +19,7 @@ def called(what: str) -> Mapping[str, Any]:
         ValueError: not of that form, no such function, or one that returns no model and batches.
         ImportError: no such module.
     """
-    module, _, function = what.removesuffix(".py").partition(":")
+    module, _, function = what.partition(":")
     if not function:
         raise ValueError(f'"{what}": expected MODULE:FUNCTION, such as train:what_to_diagnose')
     module = module.removesuffix(".py").replace("/", ".")

@@ -18,20 +18,20 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from mpbook import nests
 from mpbook.diagnosis.places import MODEL, Place
 from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
+from mpbook.watch.watchable import compiled_parts
 
 
 def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
     """A model without what compiles or distributes it, and the names of compiled parts."""
-    compiled = []
-    if hasattr(model, "_orig_mod"):
-        model, compiled = model._orig_mod, ["(model)"]
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
-    for name, module in model.named_modules():
-        is_wrapper = hasattr(module, "_orig_mod")
-        if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
-            compiled.append(name or "(model)")
-    return model, list(dict.fromkeys(compiled))
+    is_compiled = False
+    while True:
+        is_compiled = is_compiled or getattr(model, "_compiled_call_impl", None) is not None
+        if hasattr(model, "_orig_mod"):
+            model, is_compiled = model._orig_mod, True
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model, [*([MODEL] if is_compiled else []), *compiled_parts(model)]
 
 
 def own_name(place: Place) -> str:

@@ -17,7 +17,8 @@ import torch
 from mpbook.cost.roofline import STATED, Roof, Work
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.workload import Workload
-from mpbook.nests import mapped, tensors
+from mpbook.nests import chunks, length
+from mpbook.synonyms import did_you_mean
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -48,7 +49,7 @@ def memory(workload: Workload, run: Run) -> Memory:
     examples = _examples(batch)
     slope = None
     if workload.step is None and examples > 1 and run.activation_bytes:
-        half = workload.of_batches([_first(batch, examples, examples // 2)])
+        half = workload.of_batches([chunks(batch, 2)[0]])
         less = half.run(run.dtype, steps=1, loss_scale=run.loss_scale, watched=False)
         if less.error is None:
             slope = (run.activation_bytes - less.activation_bytes) / (examples - examples // 2)
@@ -56,12 +57,11 @@ def memory(workload: Workload, run: Run) -> Memory:
 
 
 def _examples(batch: Any) -> int:
-    sizes = [t.shape[0] for t in tensors(batch) if t.dim()]
-    return sizes[0] if sizes and len(set(sizes)) == 1 else 0
-
-
-def _first(batch: Any, whole: int, count: int) -> Any:
-    return mapped(lambda t: t[:count] if t.dim() and t.shape[0] == whole else t, batch)
+    """How many there are; 0 where the tensors of the batch do not say."""
+    try:
+        return length(batch)
+    except ValueError:
+        return 0
 
 
 def seconds(run: Run, roof: Roof) -> float:
@@ -83,5 +83,6 @@ def find_roof(roof: str | Roof) -> Roof:
     if isinstance(roof, Roof):
         return roof
     if roof not in STATED:
-        raise ValueError(f'roof="{roof}": expected one of {", ".join(STATED)}')
+        hint = did_you_mean(roof, STATED)
+        raise ValueError(f'roof="{roof}": expected one of {", ".join(STATED)}{hint}')
     return STATED[roof]

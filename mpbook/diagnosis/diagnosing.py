@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,8 +24,10 @@ from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.unseen import unseen
 from mpbook.diagnosis.verdicts import FormatVerdict
 from mpbook.diagnosis.workload import Step, Target, Workload
+from mpbook.synonyms import meant
 
-FORMATS = ("float16", "bfloat16")
+Format = Literal["float16", "bfloat16"]
+FORMATS: tuple[Format, ...] = ("float16", "bfloat16")
 
 
 def diagnose(
@@ -78,10 +80,10 @@ def diagnose(
 
 def _check(formats: Sequence[str], target: str, loss: Any, step: Any) -> None:
     wanted = [formats] if isinstance(formats, str) else list(formats)
-    hints = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
     for format in wanted:
         if format not in FORMATS or isinstance(formats, str):
-            hint = f'; did you mean ["{hints.get(format, format)}"]?' if format in hints else ""
+            near = meant(format, FORMATS)
+            hint = f'; did you mean ["{near}"]?' if near else ""
             raise ValueError(f"formats={formats!r}: expected a list, of {', '.join(FORMATS)}{hint}")
     if not wanted:
         raise ValueError(f"formats={formats!r}: expected at least one of {', '.join(FORMATS)}")
@@ -108,8 +110,9 @@ def _diagnosed(
         report.formats = {f: FormatReport(v) for f, v in found.items()}
     else:
         report.repeatable = workload.is_repeatable(reference)
-        report.without_vote = tuple(sorted(noise(workload, reference)))
-        report.formats = _by_format(workload, formats, steps, roof, reference, report, rescued)
+        silent = noise(workload, reference)
+        report.without_vote = tuple(sorted(silent))
+        report.formats = _by_format(workload, formats, steps, roof, reference, silent, rescued)
         report.memory_float32 = memory(workload, reference)
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
@@ -134,10 +137,9 @@ def _by_format(
     steps: int,
     roof: Roof,
     reference: Run,
-    report: Diagnosis,
+    silent: set[str],
     rescued: bool,
 ) -> dict[str, FormatReport]:
-    silent = set(report.without_vote)
     wide = workload.run(torch.bfloat16, steps=steps, histograms=True)
     found = {}
     for format in formats:
@@ -160,10 +162,9 @@ def _by_format(
 def _judged(
     format: str, workload: Workload, reference: Run, wide: Run, noise: set[str], steps: int
 ) -> tuple[FormatVerdict, Run]:
+    sensitive = _sensitivity(workload, reference, noise, getattr(torch, format))
     if format == "bfloat16":
-        sensitive = _sensitivity(workload, reference, noise, torch.bfloat16)
         return verdicts.judge_without_scale(format, wide, reference, noise, sensitive), wide
-    sensitive = _sensitivity(workload, reference, noise, torch.float16)
     unscaled = workload.run(torch.float16, steps=1)
     run = workload.run_scaled(torch.float16, steps=steps, loss_scale=suggested_scale(wide))
     return verdicts.judge_float16(run, unscaled, wide, reference, noise, sensitive), run

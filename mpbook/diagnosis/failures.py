@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
-from mpbook.diagnosis.places import OVERFLOWS, SIXTEEN_BIT, Key, Place, Seen, is_like_a_mask
+from mpbook.diagnosis.places import OVERFLOWS, Key, Place, Seen, is_like_a_mask
 from mpbook.diagnosis.stepping import Run
 from mpbook.formats import as_format
+from mpbook.master_weights import SIXTEEN_BIT
 
 LOST = 0.1
 """Of a layer's gradients: what may underflow at a scale that fits."""

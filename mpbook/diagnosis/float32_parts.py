@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from mpbook.diagnosis.places import SIXTEEN_BIT, line_of_the_caller
+from mpbook.diagnosis.places import line_of_the_caller
+from mpbook.master_weights import SIXTEEN_BIT
+from mpbook.nests import tensors
 
 
 def keep_in_float32(model: nn.Module, names: Collection[str]) -> None:
@@ -38,11 +40,13 @@ def keep_in_float32(model: nn.Module, names: Collection[str]) -> None:
 
 
 def _in_float32(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-    device = tensors[0].device.type if tensors else "cpu"
+    return _outside_autocast(forward, *tree_map(widened, (args, kwargs)))
+
+
+def _outside_autocast(function: Any, args: Any, kwargs: Any) -> Any:
+    device = next((t.device.type for t in tensors((args, kwargs))), "cpu")
     with torch.autocast(device, enabled=False):
-        args, kwargs = tree_map(widened, (args, kwargs))
-        return forward(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def widened(value: Any) -> Any:
@@ -65,13 +69,9 @@ class Float32Lines(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function of torch."""
         kwargs = kwargs or {}
-        if not self.lines or line_of_the_caller() not in self.lines:
+        if line_of_the_caller() not in self.lines:
             return func(*args, **kwargs)
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        device = tensors[0].device.type if tensors else "cpu"
-        with torch.autocast(device, enabled=False):
-            args, kwargs = tree_map(_wide, (args, kwargs))
-            return func(*args, **kwargs)
+        return _outside_autocast(func, *tree_map(_wide, (args, kwargs)))
 
 
 def _wide(value: Any) -> Any:

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from mpbook.diagnosis.float32_parts import widened
 from mpbook.diagnosis.places import (
     LOSS,
     MODEL,
     OPTIMIZER,
     OVERFLOWS,
-    SIXTEEN_BIT,
     Key,
     Phase,
     Place,
@@ -43,6 +43,7 @@ from mpbook.diagnosis.places import (
     is_theirs,
     line_of_the_caller,
 )
+from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.watch.histograms import log2_histogram
 
 
@@ -277,8 +278,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         if not any(words in str(error) for words in lacks) or _is_algebra(func):
             raise
     narrow = next(t.dtype for t in tree_leaves((args, kwargs)) if _is_narrow(t))
-    widened = tree_map(lambda t: t.float() if _is_narrow(t) else t, (args, kwargs))
-    result = func(*widened[0], **widened[1])
+    wide_args, wide_kwargs = tree_map(widened, (args, kwargs))
+    result = func(*wide_args, **wide_kwargs)
     return tree_map(lambda t: t.to(narrow) if _is_float32(t) else t, result)
 
 

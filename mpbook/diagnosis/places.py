@@ -19,7 +19,6 @@ Phase = Literal["forward", "backward", "update"]
 MODEL, LOSS, OPTIMIZER = "(model)", "(loss)", "(optimizer)"
 OVERFLOWS = 65520.0
 """The smallest magnitude that float16 rounds to infinity."""
-SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,6 @@ class Seen:
 # --- Infinities that are meant ----------------------------------------------------------------
 
 _FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
-
-
 _MASKS = frozenset("_to_copy copy_ add add_ sub mul neg".split())
 _MASKED_BELOW = 1e6
 

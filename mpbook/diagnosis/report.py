@@ -7,8 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.advice import Advice
 from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.costs import Memory
@@ -16,7 +15,9 @@ from mpbook.diagnosis.places import Place, Seen
 from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.verdicts import WRONG, FormatVerdict, Survives
+from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.notebook import Table
+from mpbook.synonyms import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,8 @@ class Diagnosis:
             ValueError: a format that was not asked for.
         """
         if format not in self.formats:
-            raise ValueError(f'format="{format}": expected one of {", ".join(self.formats)}')
+            hint = did_you_mean(format, self.formats)
+            raise ValueError(f'format="{format}": expected one of {", ".join(self.formats)}{hint}')
         return self.formats[format].verdict
 
     def survives(self, format: str) -> Survives:
@@ -224,9 +226,9 @@ def _pure(name: str, v: FormatVerdict | None) -> list[Line]:
 def _state(write: Write) -> list[Line]:
     found = []
     what = {"mul_": "its decay", "lerp_": "its average"}.get(write.operator, write.operator)
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in SIXTEEN_BIT:
         share, lost = write.share(dtype), write.lost_share(dtype)
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         if share < 0.01:
             continue
         said = f"{write.state} ({what}): {share:.0%} of the writes change nothing, {lost:.0%} lost"
@@ -236,7 +238,7 @@ def _state(write: Write) -> list[Line]:
         found.append(Line("stands still in 16 bits", name, said, write.operator, "float32 run"))
     if write.really_swallowed:
         said = f"{write.state}: {write.really_swallowed} writes changed nothing"
-        found.append(Line("stood still", str(write.stored).removeprefix("torch."), said,
+        found.append(Line("stood still", dtype_name(write.stored), said,
                           write.operator, "run"))  # fmt: skip
     return found
 
@@ -248,7 +250,7 @@ def _memory(name: str, memory: Memory) -> Line:
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "
         said += f"{4 * memory.examples}: {_bytes(four or 0)})"
     said += f"; {_bytes(memory.kept)} of weights, gradients and states"
-    how = "measured at two batches" if memory.for_each_example else "measured"
+    how = "measured" if memory.for_each_example is None else "measured at two batches"
     return Line("memory", name, said, "", how)
 
 

@@ -10,6 +10,7 @@ import linecache
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.failures import suspects
 from mpbook.diagnosis.gradients import total_error
 from mpbook.diagnosis.places import LOSS, Place, is_a_cell
@@ -69,7 +70,7 @@ def rescue(
         )
         return run.sound and total_error(run, reference, noise) <= WRONG, run
 
-    format = str(failed.dtype).removeprefix("torch.")
+    format = dtype_name(failed.dtype)
     kept: list[Place] = []
     run, good = failed, False
     while not good and len(kept) < MOST:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from mpbook.diagnosis.diagnosing import diagnose
+from mpbook.diagnosis.diagnosing import FORMATS, Format, diagnose
 from mpbook.diagnosis.verdicts import FormatVerdict
 from mpbook.diagnosis.zoo import ZOO, Case, Outcome, outcome
 from mpbook.notebook import Table
 
-FORMATS: tuple[Literal["float16"], Literal["bfloat16"]] = ("float16", "bfloat16")
 _HARM = {"yes": 0, "with a loss scale": 1, "no": 2, "fails in float32 too": 3}
 
 
@@ -53,7 +51,7 @@ class Summary:
     calibration: tuple[tuple[str, int, int], ...]
 
 
-def graded(case: Case, formats: Sequence[Literal["float16", "bfloat16"]] = FORMATS) -> list[Graded]:
+def graded(case: Case, formats: Sequence[Format] = FORMATS) -> list[Graded]:
     """A case diagnosed, then trained, in each format."""
     model, batches = case.built()
     found = diagnose(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mpbook.diagnosis.operators_seen import written
-from mpbook.diagnosis.places import SIXTEEN_BIT
+from mpbook.master_weights import SIXTEEN_BIT
 
 _KAHAN_BITS = {torch.float16: 11, torch.bfloat16: 8}
 """By how many bits a compensation of the same dtype extends a weight."""

@@ -160,7 +160,7 @@ class Stepper:
             if parameter.grad is None:
                 continue
             values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
-            if self.record.loss_scale != 1.0 and not getattr(parameter.grad, "_unscaled", False):
+            if self.record.loss_scale != 1.0:
                 values.mul_(1.0 / self.record.loss_scale)
             finite = finite and bool(values.isfinite().all())
         return finite
@@ -177,7 +177,7 @@ class Stepper:
                 self.record.gradients[name] = (grad.to_dense() if grad.is_sparse else grad).clone()
 
     def finish(self) -> None:
-        """What is left of the weights and buffers."""
+        """Note what is held in the end, and which weights and buffers are not finite."""
         record = self.record
         states = [t for o in self._inner() for t in state_tensors(dict(getattr(o, "state", {})))]
         held = [*self.model.parameters(), *self.model.buffers(), *record.gradients.values()]

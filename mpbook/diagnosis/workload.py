@@ -3,7 +3,7 @@
 Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
 together, so that the copied optimizer updates the copied model; the random numbers start the same
 in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
-its arguments is not a copy, and `Workload.check_untouched` says so.
+its arguments is not a copy, and `Workload.left_alone` says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mpbook.copies import deep_copy
 from mpbook.device import matmul_emulation
 from mpbook.diagnosis.autocast_of import autocast_of
 from mpbook.diagnosis.batches import Call
@@ -37,9 +38,10 @@ from mpbook.diagnosis.copies import (
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.operators_seen import Recorder
-from mpbook.diagnosis.places import LOSS, SIXTEEN_BIT, Place
+from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
+from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.nests import mapped
 from mpbook.watch.optimizer_steps import with_wrapped
 
@@ -129,25 +131,33 @@ class Workload:
         stepper = Stepper(model, optimizer, run, self.device, writes, watching)
         autocast = torch.float32 if dtype == torch.float64 else dtype
         inputs = weights or next(iter(self.narrow), None)
-        with ExitStack() as stack:
-            stack.enter_context(same_random_numbers(self.device))
-            stack.enter_context(eager())
-            narrow = inputs if inputs in SIXTEEN_BIT else dtype
-            stack.enter_context(matmul_emulation(narrow, self.device))
-            stack.enter_context(recorder.hooks())
-            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            stack.enter_context(torch.enable_grad())
-            if lines:
-                stack.enter_context(Float32Lines(lines))
+        computed = inputs if inputs in SIXTEEN_BIT else dtype
+        inside = partial(autocast_of, self.target, autocast, self.device)
+        with self._surroundings(recorder, computed, lines):
             try:
                 for number, batch in enumerate(self.batches[:steps]):
                     own = mapped(partial(converted, dtype=inputs), batch)
-                    inside = partial(autocast_of, self.target, autocast, self.device)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run
+
+    @contextmanager
+    def _surroundings(
+        self, recorder: Recorder, computed: torch.dtype, lines: list[tuple[str, int]]
+    ) -> Iterator[None]:
+        """What every step of a run is inside of, whichever it is."""
+        with ExitStack() as stack:
+            stack.enter_context(same_random_numbers(self.device))
+            stack.enter_context(eager())
+            stack.enter_context(matmul_emulation(computed, self.device))
+            stack.enter_context(recorder.hooks())
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            stack.enter_context(torch.enable_grad())
+            if lines:
+                stack.enter_context(Float32Lines(lines))
+            yield
 
     def run_scaled(self, dtype: torch.dtype, *, loss_scale: float, **options: Any) -> Run:
         """A run at a loss scale; at a lower one, where gradients overflow, as a scaler goes."""
@@ -192,7 +202,8 @@ class Workload:
     def _copies(self, weights: torch.dtype | None) -> tuple[nn.Module, Any, Call]:
         loss = self.loss if isinstance(self.loss, nn.Module) else None
         memo = {id(t): t.detach().clone() for t in made_by_hooks(self.model)}
-        model, optimizer, loss = copy.deepcopy((self.model, self.optimizer, loss), memo)
+        given = self.model, self.optimizer, loss
+        model, optimizer, loss = deep_copy(given, what="model, optimizer, loss", memo=memo)
         for one, theirs in zip(each(optimizer), each(self.optimizer), strict=True):
             for inner, original in zip(with_wrapped(one), with_wrapped(theirs), strict=True):
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
@@ -203,9 +214,7 @@ class Workload:
             for module in (model, loss):
                 if module is not None:
                     convert(module, weights, self.given | {torch.float32, torch.float64})
-        call = Call(loss or self.loss)
-        call._way = self.call._way if loss is None else None
-        return model, optimizer, call
+        return model, optimizer, self.call.with_loss(self.loss if loss is None else loss)
 
     def find_call(self) -> None:
         """Find how the model is called, before anything is measured.
@@ -216,7 +225,8 @@ class Workload:
         """
         if self.step is not None:
             return
-        model, _, _ = self._copies(torch.float32)
+        model, _, call = self._copies(torch.float32)
         batch = mapped(partial(converted, dtype=torch.float32), self.batches[0])
         with same_random_numbers(self.device), eager():
-            self.call(model, batch)
+            call(model, batch)
+        self.call = call.with_loss(self.loss)

@@ -32,28 +32,19 @@ _GRADIENTS = [
 ]
 
 
-def _window(smallest: float, largest: float) -> tuple[int, int] | None:
-    low = math.ceil(math.log2(2.0**-14 / smallest))
-    high = math.floor(math.log2(_MAX / largest))
+def _exponents(smallest: float, largest: float, least: float = 2.0**-14) -> tuple[int, int]:
+    """The least power of two that lifts the smallest far enough, and the most without overflow."""
+    return math.ceil(math.log2(least / smallest)), math.floor(math.log2(_MAX / largest))
+
+
+def _window(smallest: float, largest: float, least: float = 2.0**-14) -> tuple[int, int] | None:
+    low, high = _exponents(smallest, largest, least)
     return (low, high) if low <= high else None
 
 
 def _only_upwards(smallest: float, largest: float) -> tuple[int, int] | None:
     found = _window(smallest, largest)
     return found and (max(found[0], 0), found[1])
-
-
-def _to_subnormals(smallest: float, largest: float) -> tuple[int, int] | None:
-    low = math.ceil(math.log2(2.0**-24 / smallest))
-    high = math.floor(math.log2(_MAX / largest))
-    return (low, high) if low <= high else None
-
-
-def _without_none(smallest: float, largest: float) -> tuple[int, int]:
-    return (
-        math.ceil(math.log2(2.0**-14 / smallest)),
-        math.floor(math.log2(_MAX / largest)),
-    )
 
 
 # --- overflows: a mean of products ----------------------------------------------------------------
@@ -119,11 +110,9 @@ EXERCISES = {
         misconceptions={
             "A loss scale may be below 1, where the largest gradient asks for it.": _only_upwards,
             "2**-24 is the smallest subnormal number; with full precision it is 2**-14.": (
-                _to_subnormals
+                lambda smallest, largest: _window(smallest, largest, least=2.0**-24)
             ),
-            "Where the lowest is above the highest, no power of two fits: return None.": (
-                _without_none
-            ),
+            "Where the lowest is above the highest, no power of two fits: return None.": _exponents,
         },
         describe=lambda smallest, largest: f"gradients from {smallest:g} to {largest:g}",
     ),

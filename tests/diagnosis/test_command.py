@@ -18,6 +18,9 @@ def healthy(scale=1.0):
     batch = scale * torch.randn(8, 4), torch.arange(8) % 2
     return {"model": nn.Linear(4, 2), "batches": batch, "loss": nn.functional.cross_entropy}
 
+def in_one_format():
+    return {**healthy(), "formats": ["bfloat16"]}
+
 def failing():
     return healthy(1e6)
 
@@ -40,6 +43,11 @@ def test_it_prints_the_report_and_its_status_says_whether_a_format_fails(
     assert "survives" in capsys.readouterr().out
     assert main(["diagnose", "train_of_the_command.py:failing", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["survives"]["float16"] == "no"
+
+
+@pytest.mark.usefixtures("here")
+def test_formats_that_a_function_names_itself_win_over_the_options() -> None:
+    assert main(["diagnose", "train_of_the_command:in_one_format", "--steps", "1"]) == 0
 
 
 @pytest.mark.usefixtures("here")

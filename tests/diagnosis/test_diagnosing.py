@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import threading
 from functools import partial
 from typing import Any
 
@@ -247,8 +248,9 @@ def test_whole_numbers_that_are_rounded_have_a_line() -> None:
 
 
 def test_frozen_weights_and_outputs_of_any_kind() -> None:
-    for model, loss in ((nn.Sequential(LoRA(8), nn.Linear(8, 3)), F.cross_entropy),):
-        assert diagnose(model, (X, Y), loss=loss, optimizer=ADAM).survives("float16") == "yes"
+    model = nn.Sequential(LoRA(8), nn.Linear(8, 3))
+    found = diagnose(model, (X, Y), loss=F.cross_entropy, optimizer=ADAM)
+    assert found.survives("float16") == "yes"
     x = torch.randn(16, 16)
     found = diagnose(VAE(), (x, Y), loss=lambda o, b: F.mse_loss(o[0], b[0]) + o[1])
     assert found.survives("float16") == "yes"
@@ -262,6 +264,29 @@ def test_memory_is_measured_and_halves_with_the_bits() -> None:
     assert (half.for_each_example or 1e9) < 0.75 * (full.for_each_example or 0)
     assert full.predicted(128) == pytest.approx(2 * full.activations, rel=0.3)
     assert (found.formats["bfloat16"].speed or 0) > 0
+
+
+@pytest.mark.parametrize("batch", [(X, Y), {"input": X, "labels": Y}], ids=["tuple", "mapping"])
+def test_a_loss_that_is_a_module_says_what_its_function_says(batch: Any) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.body(input)
+
+    one, two = (
+        diagnose(Named(), batch, loss=loss, optimizer=ADAM).as_dict()
+        for loss in (F.cross_entropy, nn.CrossEntropyLoss())
+    )
+    assert one == two
+
+
+def test_a_lock_in_a_model_is_no_hindrance() -> None:
+    model = mlp()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    assert diagnose(model, (X, Y), loss=F.cross_entropy).survives("float16") == "yes"
 
 
 def test_inputs_that_the_model_writes_to_are_as_they_were() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mpbook.diagnosis.autocast_of import autocast_of
 from mpbook.diagnosis.diagnosing import diagnose
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
-from mpbook.diagnosis.places import line_of_the_caller
+from mpbook.diagnosis.places import LOSS, Place, line_of_the_caller
 from mpbook.diagnosis.zoo import FAILING
 
 CPU = torch.device("cpu")
@@ -52,13 +53,24 @@ def test_a_module_that_torch_calls_is_kept_as_a_whole_and_its_code_runs() -> Non
         assert plain(batch[0]).isfinite().all()
 
 
-def test_no_part_is_kept_that_is_not_needed() -> None:
-    for case in (case for case in FAILING if case.name in ("a norm by x * x",
-                 "eps of 1e-8 under a row of zeros", "binary_cross_entropy")):  # fmt: skip
-        built, batches = case.built()
-        found = diagnose(built, batches, loss=case.loss, formats=["float16"], steps=1)
-        rescue = found.formats["float16"].rescue
-        assert rescue is not None and rescue.holds and len(rescue.places) == 1, case.name
+@pytest.mark.parametrize(
+    "name", ["a norm by x * x", "eps of 1e-8 under a row of zeros", "binary_cross_entropy"]
+)
+def test_no_part_is_kept_that_is_not_needed(name: str) -> None:
+    case = next(case for case in FAILING if case.name == name)
+    built, batches = case.built()
+    found = diagnose(built, batches, loss=case.loss, formats=["float16"], steps=1)
+    rescue = found.formats["float16"].rescue
+    assert rescue is not None and rescue.holds and len(rescue.places) == 1
+
+
+@pytest.mark.parametrize("loss", [F.binary_cross_entropy, nn.BCELoss()], ids=["function", "module"])
+def test_a_loss_without_a_line_is_kept_as_a_whole(loss: Any) -> None:
+    unit = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid(), nn.Flatten(0))
+    found = diagnose(unit, (X, (Y > 0).float()), loss=loss, formats=["float16"], steps=1)
+    rescue = found.formats["float16"].rescue
+    assert rescue is not None and rescue.holds and rescue.places == (Place(LOSS),)
+    assert "loss_function(output.float(), target)" in rescue.code
 
 
 def test_what_nothing_rescues_says_so() -> None:
@@ -75,7 +87,7 @@ def test_what_nothing_rescues_says_so() -> None:
 
     found = diagnose(Narrow(), (X, Y), loss=F.cross_entropy)
     rescue = found.formats["float16"].rescue
-    assert rescue is not None and (rescue.holds or not rescue.places)
+    assert rescue is not None and not rescue.holds and not rescue.places
     assert any(one.what.startswith("or train in bfloat16") for one in found.advice)
 
 

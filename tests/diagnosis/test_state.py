@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.state import StateLedger, Write
 
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -21,8 +22,6 @@ class Ones(nn.Module):
 
 def ledger_of(model: nn.Module, function: object) -> dict[tuple[str, str], Write]:
     """What a function's writes come to."""
-    from mpbook.diagnosis.operators_seen import Recorder
-
     ledger, recorder = StateLedger(), Recorder(model)
     recorder.watch_writes = ledger.watch
     ledger.begin(model, [])

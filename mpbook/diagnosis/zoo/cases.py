@@ -79,6 +79,17 @@ def to_itself(output: Tensor, batch: Any) -> Tensor:
     return F.mse_loss(output, batch[0])
 
 
+def contrast(temperature: float, *, normalised: bool) -> Callable[[Tensor, Any], Tensor]:
+    """Each row against the others, turned by one: cross-entropy of their products."""
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        features = F.normalize(output, dim=-1) if normalised else output
+        logits = features @ features.roll(1, 1).mT / temperature
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    return loss
+
+
 class Lambda(nn.Module):
     """A function as a module."""
 

@@ -13,13 +13,14 @@ from mpbook.diagnosis.zoo.cases import (
     Lambda,
     adam,
     classes,
+    contrast,
     cross_entropy,
     mlp,
     sgd,
     to_itself,
     tokens,
 )
-from mpbook.diagnosis.zoo.healthy import Attention, _contrast, transformer
+from mpbook.diagnosis.zoo.healthy import Attention, transformer
 
 
 def _large_weight() -> nn.Module:
@@ -38,7 +39,8 @@ def _scaled_up(factor: float, layers: int = 3) -> nn.Module:
     return nn.Sequential(*body, nn.GroupNorm(1, 4), nn.Conv2d(4, 1, 1))
 
 
-def _by_its_squares(x: Tensor) -> Tensor:
+def by_its_squares(x: Tensor) -> Tensor:
+    """A norm written by hand, whose squares overflow."""
     return x / ((x * x).sum(-1, keepdim=True) + 1e-8).sqrt()
 
 
@@ -169,7 +171,7 @@ FAILING: tuple[Case, ...] = (
          classes(4, 4, 16, scale=400), cross_entropy, adam()),
     Case("activations that grow", lambda: _scaled_up(40.0), classes(2, 1, 8, 8), to_itself,
          adam()),
-    Case("a norm by x * x", lambda: mlp(Lambda(_by_its_squares)), classes(16, 16, scale=2000),
+    Case("a norm by x * x", lambda: mlp(Lambda(by_its_squares)), classes(16, 16, scale=2000),
          cross_entropy, adam()),
     Case("eps of 1e-8 under a row of zeros", lambda: mlp(Lambda(_by_its_largest)),
          classes(16, 16), cross_entropy, adam()),
@@ -189,7 +191,7 @@ FAILING: tuple[Case, ...] = (
     Case("a loss times 1e-6, with Adam", mlp, classes(16, 16), _times(1e-6), adam()),
     Case("a loss times 1e6", mlp, classes(16, 16), _times(1e6), adam()),
     Case("contrast of long features", lambda: mlp(outputs=8), classes(16, 16, scale=60),
-         _contrast(0.01, normalised=False), adam()),
+         contrast(0.01, normalised=False), adam()),
     Case("squared errors of 1e6", lambda: mlp(outputs=16), classes(16, 16), _large_error, adam()),
     Case("binary_cross_entropy", mlp, classes(16, 16), _of_probabilities, adam()),
     Case("a fourth power by products", mlp, classes(16, 16, scale=100), _fourth_power, adam()),

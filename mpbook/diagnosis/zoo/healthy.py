@@ -15,6 +15,7 @@ from mpbook.diagnosis.zoo.cases import (
     Lambda,
     adam,
     classes,
+    contrast,
     cross_entropy,
     mlp,
     sgd,
@@ -244,15 +245,6 @@ def _of_vae(output: Any, batch: Any) -> Tensor:
     return F.mse_loss(output[0], batch[0]) + 0.1 * output[1]
 
 
-def _contrast(temperature: float, *, normalised: bool) -> Any:
-    def loss(output: Tensor, batch: Any) -> Tensor:
-        features = F.normalize(output, dim=-1) if normalised else output
-        logits = features @ features.roll(1, 1).mT / temperature
-        return F.cross_entropy(logits, torch.arange(len(logits)))
-
-    return loss
-
-
 def _binary(output: Tensor, batch: Any) -> Tensor:
     return F.binary_cross_entropy_with_logits(output[:, 0], (batch[1] % 2).float())
 
@@ -295,7 +287,7 @@ HEALTHY: tuple[Case, ...] = (
     Case("tied weights", _tied, tokens(4, 8), cross_entropy, adam()),
     Case("binary cross-entropy with logits", mlp, classes(16, 16), _binary, adam()),
     Case("contrast of normalised features", lambda: mlp(outputs=8), classes(16, 16),
-         _contrast(0.07, normalised=True), adam()),
+         contrast(0.07, normalised=True), adam()),
     Case("reconstruction", lambda: mlp(nn.Tanh(), outputs=16), classes(16, 16), to_itself, sgd()),
     Case("sigmoids in a stack", lambda: mlp(nn.Sigmoid(), nn.Linear(32, 32), nn.Sigmoid()),
          classes(16, 16), cross_entropy, adam()),

@@ -8,9 +8,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mpbook.diagnosis.zoo.cases import Case, Lambda, adam, classes, cross_entropy, mlp, tokens
-from mpbook.diagnosis.zoo.failing import Positions
-from mpbook.diagnosis.zoo.healthy import Attention, _contrast, transformer
+from mpbook.diagnosis.zoo.cases import (
+    Case,
+    Lambda,
+    adam,
+    classes,
+    contrast,
+    cross_entropy,
+    mlp,
+    tokens,
+)
+from mpbook.diagnosis.zoo.failing import Positions, by_its_squares
+from mpbook.diagnosis.zoo.healthy import Attention, transformer
 
 
 def _in_float32(function: Any) -> Any:
@@ -19,10 +28,6 @@ def _in_float32(function: Any) -> Any:
             return function(x.float())
 
     return run
-
-
-def _by_its_squares(x: Tensor) -> Tensor:
-    return x / ((x * x).sum(-1, keepdim=True) + 1e-8).sqrt()
 
 
 def _by_its_norm(x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ NEAR_MISSES: tuple[Case, ...] = (
     Case("the scale before the scores", lambda: nn.Sequential(nn.Linear(16, 16), Attention(
         first=True), nn.Linear(16, 16), nn.Flatten(), nn.Linear(64, 5)),
          classes(4, 4, 16, scale=250), cross_entropy, adam()),
-    Case("a norm by x * x in float32", lambda: mlp(Lambda(_in_float32(_by_its_squares))),
+    Case("a norm by x * x in float32", lambda: mlp(Lambda(_in_float32(by_its_squares))),
          classes(16, 16, scale=2000), cross_entropy, adam()),
     Case("a norm by vector_norm", lambda: mlp(Lambda(_by_its_norm)),
          classes(16, 16, scale=2000), cross_entropy, adam()),
@@ -85,7 +90,7 @@ NEAR_MISSES: tuple[Case, ...] = (
     Case("a mask of -1e9, added", lambda: transformer(mask="added"), tokens(4, 8),
          cross_entropy, adam()),
     Case("contrast of short features", lambda: mlp(outputs=8), classes(16, 16),
-         _contrast(0.5, normalised=False), adam()),
+         contrast(0.5, normalised=False), adam()),
     Case("pow in float32", mlp, classes(16, 16, scale=30),
          lambda o, _: o.pow(4).mean() * 1e-6, adam()),
     Case("two binades below overflow", lambda: mlp(Lambda(lambda x: x * 3000 / 3000)),
