@@ -14,9 +14,11 @@ from typing import Any
 
 import traitlets
 
+from mpbook.cost.roofline import STATED, Roof
 from mpbook.data import digits
 from mpbook.explorers.base import Checked, Explorer
 from mpbook.explorers.modules import STATIC, linked
+from mpbook.explorers.roofs import as_roofs, plain
 
 EXAMPLES = 512
 """How many digits the page carries: a letter a pixel, some 10 KB on the wire."""
@@ -73,6 +75,7 @@ class GpuExplorer(Explorer):
             measurement ends before a size whose product would take the GPU about a second.
         elements: how many numbers the bandwidth is measured over, a power of two.
         steps: how long the training is.
+        roofs: the data sheets that what was measured can be laid under.
 
     Raises:
         ValueError: an argument that cannot be measured; it names what would be right.
@@ -81,12 +84,13 @@ class GpuExplorer(Explorer):
 
     _esm = linked(STATIC / "gpu_explorer.mjs")
     _twin = "gpu_explorer"
-    _twin_traits = ("digits", "sizes", "elements", "steps")
+    _twin_traits = ("digits", "sizes", "elements", "steps", "roofs")
 
     digits = traitlets.Dict(read_only=True).tag(sync=True)
     sizes = Checked(_as_sizes, [256]).tag(sync=True)
     elements = Checked(_as_elements, 2**25).tag(sync=True)
     steps = Checked(_as_steps, 600).tag(sync=True)
+    roofs = Checked(as_roofs, [], read_only=True).tag(sync=True, to_json=plain)
 
     def __init__(
         self,
@@ -94,9 +98,11 @@ class GpuExplorer(Explorer):
         sizes: Sequence[int] = (256, 512, 1024, 2048, 4096),
         elements: int = 2**25,
         steps: int = 600,
+        roofs: Sequence[Roof] = tuple(STATED.values()),
         **traits: Any,
     ) -> None:
         self.set_trait("digits", lettered_digits())
+        self.set_trait("roofs", roofs)
         super().__init__(sizes=list(sizes), elements=elements, steps=steps, **traits)
 
     def _fallback(self) -> str:

@@ -19,6 +19,7 @@ import traitlets
 from mpbook.cost.roofline import STATED, Roof, Work, elementwise, gpt_step, matmul
 from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
 from mpbook.explorers.modules import STATIC, linked
+from mpbook.explorers.roofs import as_roofs, plain
 from mpbook.models import GPTConfig
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
@@ -47,24 +48,6 @@ def _as_sizes(sizes: Any) -> dict[str, int]:
     return {**DEFAULT_SIZES, **sizes}
 
 
-def _as_roofs(roofs: Any) -> list[Roof]:
-    listed = list(roofs)
-    for roof in listed:
-        if not isinstance(roof, Roof) or "float32" not in roof.peaks:
-            raise ValueError(f"roofs={roof!r}: expected Roof objects with a peak in float32")
-    if not listed:
-        raise ValueError("roofs=[]: expected at least one")
-    return listed
-
-
-def _plain(roofs: list[Roof], _widget: Any) -> list[dict[str, Any]]:
-    """Roofs as the module reads them, peaks as pairs, which keep their order."""
-    return [
-        {"name": r.name, "bandwidth": r.bandwidth, "peaks": list(map(list, r.peaks.items()))}
-        for r in roofs
-    ]
-
-
 class RooflineExplorer(Explorer):
     """The most that work of a chosen size can reach on a device, and what holds it back.
 
@@ -91,7 +74,7 @@ class RooflineExplorer(Explorer):
     _twin = "roofline_explorer"
     _twin_traits = ("roofs", "device", "format", "operation", "sizes")
 
-    roofs = Checked(_as_roofs, [], read_only=True).tag(sync=True, to_json=_plain)
+    roofs = Checked(as_roofs, [], read_only=True).tag(sync=True, to_json=plain)
     device = traitlets.Unicode().tag(sync=True)
     format = Checked(
         one_of("format", ("float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn")),

@@ -177,6 +177,58 @@ def edges_of_numpy() -> np.ndarray[Any, Any]:
     return np.array(bits, np.uint32).view(np.float32).astype(np.float16)
 
 
+# --- What was measured, under a roof --------------------------------------------------------------
+
+ROWS = """
+  const streams = [{ name: "float32", elements: 1e6, ms: 1.2, gbs: 10 }, { name: "float16", elements: 1e6, ms: 0.5, gbs: 12 }];
+  const products = [
+    { n: 64, name: "float32", bytes: 4, gflops: 50 }, { n: 64, name: "float16", bytes: 2, gflops: 90 },
+    { n: 64, name: "float16, summed in float32", bytes: 2, gflops: 30 }, { n: 128, name: "float32", bytes: 4, gflops: 60 },
+  ];
+"""  # noqa: E501
+
+
+def of_rows(expression: str) -> Any:
+    """What an expression comes to in the explorer's module, over streams and products."""
+    return evaluated("gpu_explorer", f"(() => {{ {ROWS} return {expression}; }})()")
+
+
+def test_points_lie_where_counts_of_operations_and_bytes_put_them() -> None:
+    points = of_rows("m.measured(streams, products)")
+    found = [(point["intensity"], point["rate"]) for point in points]
+    wanted = [
+        *((2 / (3 * width), 2e6 / seconds) for width, seconds in ((4, 1.2e-3), (2, 0.5e-3))),
+        *((128 / (3 * width), rate) for width, rate in ((4, 5e10), (2, 9e10), (2, 3e10))),
+        (2 * 128 / 12, 6e10),
+    ]  # fmt: skip
+    assert np.allclose(found, wanted, rtol=1e-12)
+    kinds = [point["kind"] for point in points]
+    assert [kind == "mp-typed" for kind in kinds] == [True, False, True, False, False, True]
+
+
+def test_the_measurements_own_roof_is_the_best_of_each() -> None:
+    roof = of_rows(
+        "(({ bandwidth, peaks }) => [bandwidth, [...peaks]])(m.ownRoof(streams, products))"
+    )
+    assert roof == [12e9, [["float32", 6e10], ["float16", 9e10]]]
+    alone = of_rows("[...m.ownRoof(streams, products.filter((r) => r.bytes > 2)).peaks]")
+    assert alone == [["float32", 6e10]]
+
+
+def test_the_words_say_how_far_from_a_data_sheet_the_best_is() -> None:
+    peaks = "new Map([['float32', 12e10], ['float16', 9e11]])"
+    sheet = f"{{ name: 'a card', bandwidth: 24e9, peaks: {peaks} }}"
+    said = of_rows(f"m.underTheRoof({sheet}, m.ownRoof(streams, products))")
+    assert said.startswith(
+        "Of the data sheet of a card: 50.0% of 24.0 GB/s, 50.0% of 120 Gflop/s in float32, "
+        "10.0% of 900 Gflop/s in float16."
+    )
+    own = of_rows("((own) => m.underTheRoof(own, own))(m.ownRoof(streams, products))")
+    assert own == (
+        "The best of each: 12.0 GB/s, and 60.0 Gflop/s in float32, 90.0 Gflop/s in float16."
+    )
+
+
 # --- The page, on Chromium's software adapter -----------------------------------------------------
 
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -239,13 +291,26 @@ def test_a_whole_run_from_disk_and_its_text(open_explorer: OpenExplorer) -> None
     expect(section.nth(0)).to_contain_text("all 65,536 codes keep their value")
     expect(section.nth(1).locator("tbody tr")).to_have_count(4)
     expect(section.nth(1)).to_contain_text("128, float32")
+    expect(section.nth(1)).to_contain_text("The best of each: ")
+    assert section.nth(1).locator(".mp-roofs circle").count() == 4
+    section.nth(1).get_by_role("combobox", name="Roof").select_option("T4")
+    expect(section.nth(1)).to_contain_text("Of the data sheet of T4: ")
+    drawing = section.nth(1).locator(".mp-roofs svg")
+    expect(drawing).to_have_attribute("aria-label", "What was measured here, under the roof of T4")
+    assert "NaN" not in drawing.inner_html()
     expect(section.nth(2).locator("tbody tr")).to_have_count(3)
     expect(section.nth(2).locator("caption")).to_contain_text("After 20 steps")
     assert page.locator(".mp-curve-master").get_attribute("d")
     expect(page.locator(".mp-explorer")).to_contain_text("This is a software adapter")
     page.get_by_role("button", name="Copy as text").click()
     text = page.get_by_label("The results as text").input_value()
-    for part in ("cannot reach tensor cores", "pack2x16float", "128, float32", "After 20 steps"):
+    for part in (
+        "cannot reach tensor cores",
+        "pack2x16float",
+        "128, float32",
+        "best of each",
+        "After 20 steps",
+    ):
         assert part in text
 
 
@@ -323,8 +388,8 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(
     open_explorer: OpenExplorer, theme: str, width: int
 ) -> None:
     page = with_adapter(open_explorer(GpuExplorer(**SMALL), width=width, color_scheme=theme))
-    finish(page, "Measure float16")
-    finish(page, "Train")
+    for name in BUTTONS:
+        finish(page, name)
     assert serious_violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -372,6 +437,11 @@ def test_bad_values_are_refused_and_change_nothing(trait: str, wrong: Any, right
     assert found.get_state() == before
     with pytest.raises(ValueError, match=right):
         GpuExplorer(**{trait: wrong})
+
+
+def test_roofs_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected Roof objects with a peak in float32"):
+        GpuExplorer(roofs=["T4"])  # type: ignore[list-item]
 
 
 def test_outputs_are_the_same_on_every_run() -> None:

@@ -2,11 +2,12 @@
 // float16 is on the reader's own GPU, how fast it is, and a training on it. Nothing starts by itself,
 // and nothing leaves the page but by "copy as text".
 
-import { button, chooser, h, labelled, say, superscript } from "./kit.mjs";
+import { button, chooser, h, say, superscript } from "./kit.mjs";
 import { REFUSALS, guarded, open } from "./gpu.mjs";
 import { bits, runner, sentences } from "./gpu_bits.mjs";
 import { bandwidth, products } from "./gpu_speed.mjs";
 import { PARAMETERS, start, trainer } from "./gpu_training.mjs";
+import { digits, roofPicture, size } from "./roof.mjs";
 
 // --- In words ------------------------------------------------------------------------------------------
 
@@ -96,6 +97,58 @@ function chart(steps) {
   return { el, draw, remove: () => observer.disconnect() };
 }
 
+// --- What was measured, under a roof ------------------------------------------------------------------------
+
+const HERE = "what was measured here";
+const isHalf = ({ name }) => name !== "float32";
+
+// Products and streams as points. A fused multiply-add is two operations, and counts of bytes are the least.
+export function measured(streams, products) {
+  const point = ({ name }, rest) => ({ ...rest, kind: isHalf({ name }) ? "mp-roof-half" : "mp-typed" });
+  return [
+    ...streams.map((row) => {
+      const intensity = (2 * row.elements) / ((row.gbs * 1e6) * row.ms);
+      return point(row, { intensity, rate: intensity * row.gbs * 1e9, title: `y = x + y / 2, ${row.name}` });
+    }),
+    ...products.map((row) => point(row, { intensity: (2 * row.n) / (3 * row.bytes), rate: row.gflops * 1e9, title: `${row.n} × ${row.n}, ${row.name}` })),
+  ];
+}
+
+// The roof that the measurements make themselves: the best of each.
+export function ownRoof(streams, products) {
+  const best = (rows, key) => Math.max(...rows.map((row) => row[key]));
+  const halves = products.filter(isHalf), wide = products.filter((row) => !isHalf(row));
+  const peaks = [["float32", 1e9 * best(wide, "gflops")], ...(halves.length ? [["float16", 1e9 * best(halves, "gflops")]] : [])];
+  return { name: HERE, bandwidth: 1e9 * best(streams, "gbs"), peaks: new Map(peaks) };
+}
+
+// How far the best of each came, in words.
+export function underTheRoof(roof, own) {
+  const share = (is, most) => `${digits((100 * is) / most)}% of ${size(most, "")}`;
+  if (roof.name === HERE) return `The best of each: ${size(own.bandwidth, "B/s")}, and ${[...own.peaks].map(([name, peak]) => `${size(peak, "flop/s")} in ${name}`).join(", ")}.`;
+  const peaks = [...own.peaks].filter(([name]) => roof.peaks.has(name)).map(([name, peak]) => `${share(peak, roof.peaks.get(name))}flop/s in ${name}`);
+  return `Of the data sheet of ${roof.name}: ${share(own.bandwidth, roof.bandwidth)}B/s, ${peaks.join(", ")}. The data sheet's products in 16 bits are those of tensor cores.`;
+}
+
+function roofs(stated) {
+  const KEY = [h("span", { class: "mp-roof-dot mp-roof-dot-wide" }), "float32 ", h("span", { class: "mp-roof-dot" }), "float16. Slope: bandwidth. Level: peak. Products of larger matrices stand farther to the right."];
+  const picture = roofPicture(KEY), said = h("p", { "aria-live": "polite" });
+  let rows = { streams: [], products: [] };
+  const choice = chooser("Roof", [HERE, ...stated.map((r) => r.name)].map((name) => [name, name]), () => draw());
+  const el = h("div", { class: "mp-under-roof", hidden: true }, h("div", { class: "mp-row" }, choice.el), picture.el, said);
+  const observer = new ResizeObserver(() => picture.resize(el.clientWidth));
+  observer.observe(el);
+  function draw() {
+    const own = ownRoof(rows.streams, rows.products), found = stated.find((r) => r.name === choice.select.value);
+    const roof = found ? { ...found, peaks: new Map(found.peaks) } : own, shown = roof.peaks.has("float16") ? "float16" : "float32";
+    el.hidden = false;
+    picture.draw({ roof, shown, format: shown, points: measured(rows.streams, rows.products), label: found ? `What was measured here, under the roof of ${roof.name}` : "What was measured here, under the roof that it makes" });
+    say(said, underTheRoof(roof, own));
+    return said.textContent;
+  }
+  return { el, show: (streams, products) => { rows = { streams, products }; return draw(); }, remove: () => observer.disconnect() };
+}
+
 // --- Training, under a loss scale that can be moved meanwhile ------------------------------------------------
 
 const RATES = ["0.1", "0.03", "0.01", "0.003", "0.001"], CHUNK = 10;
@@ -172,12 +225,13 @@ function bitsPart(keep) {
 }
 
 function speedPart(get, keep) {
-  const tables = [h("div"), h("div")];
+  const tables = [h("div"), h("div")], roof = roofs(get("roofs"));
   const show = (i, table) => { keep(["bandwidth", "products"][i], asText(table)); tables[i].replaceChildren(drawn(table)); };
-  return { title: "How fast your GPU's shader cores are", label: "Measure speed", el: h("div", {}, ...tables), async run(g, stop, tell) {
-    const say = (what) => tell(`Measuring ${what} …`);
-    show(0, streamTable(await bandwidth(g, { elements: get("elements"), stop, say })));
-    await products(g, { sizes: get("sizes"), stop, say, show: (rows) => show(1, productTable(rows)) });
+  const el = h("div", {}, ...tables, roof.el);
+  return { title: "How fast your GPU's shader cores are", label: "Measure speed", el, remove: roof.remove, async run(g, stop, tell) {
+    const say = (what) => tell(`Measuring ${what} …`), streams = await bandwidth(g, { elements: get("elements"), stop, say });
+    show(0, streamTable(streams));
+    await products(g, { sizes: get("sizes"), stop, say, show: (rows) => { show(1, productTable(rows)); keep("roof", roof.show(streams, rows)); } });
   } };
 }
 

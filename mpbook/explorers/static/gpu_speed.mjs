@@ -96,7 +96,7 @@ async function productsOf(g, n, stop) {
     const times = await compare(g, kernels, stop);
     for (const [i, { name, T }] of kinds.entries()) {
       submit(g, [kernels[i]]); // C holds the last kernel's product
-      rows.push({ n, name, ...times[i], gflops: (2 * n ** 3) / times[i].ms / 1e6, error: await error(g, kept[T][2], T, n) });
+      rows.push({ n, name, bytes: BYTES[T], ...times[i], gflops: (2 * n ** 3) / times[i].ms / 1e6, error: await error(g, kept[T][2], T, n) });
     }
   } finally { Object.values(kept).flat().forEach((buffer) => buffer.destroy()); }
   return rows;

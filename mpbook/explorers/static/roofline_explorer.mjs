@@ -2,7 +2,8 @@
 // Work of a chosen size under the roof of a device. Counts and sentences are those of mpbook/cost/roofline.py
 // and mpbook/explorers/roofline_explorer.py, which the tests prove equal.
 
-import { button, change, chooser, h, present, say, superscript } from "./kit.mjs";
+import { button, change, chooser, h, present, say } from "./kit.mjs";
+import { digits, roofPicture, size } from "./roof.mjs";
 
 // --- What work takes: mpbook/cost/roofline.py -----------------------------------------------------------------
 
@@ -76,21 +77,6 @@ export function readState(get) {
 }
 
 // --- In words ------------------------------------------------------------------------------------------------
-
-const PREFIXES = [[1e-9, "n"], [1e-6, "µ"], [1e-3, "m"], [1, ""], [1e3, "k"], [1e6, "M"], [1e9, "G"], [1e12, "T"], [1e15, "P"], [1e18, "E"]];
-
-function digits(value) {
-  const places = value < 9.995 ? 2 : value < 99.95 ? 1 : 0;
-  const scale = 10 ** places;
-  const units = Math.floor(value * scale + 0.5);
-  const whole = Math.floor(units / scale);
-  return places ? `${whole}.${String(units - whole * scale).padStart(places, "0")}` : String(whole);
-}
-
-function size(value, of) {
-  const [scale, prefix] = PREFIXES.find(([scale]) => value < 999.5 * scale) ?? PREFIXES.at(-1);
-  return `${digits(value / scale)} ${prefix}${of}`;
-}
 
 function whatHoldsItBack({ roof, format, work }) {
   const speed = unit(work.parts[0], format);
@@ -179,80 +165,22 @@ function words() {
   };
 }
 
-// --- The chart: both axes logarithmic ------------------------------------------------------------------------
-
-const TOP = 20, BOTTOM = 236, HEIGHT = 278, LEFT = 46, RIGHT = 12;
-
-// Decades that hold every roof of the device and the point, so that they move only when they must.
-export function view(s) {
-  const ridges = [...s.roof.peaks.values()].map((peak) => peak / s.roof.bandwidth);
-  const peak = Math.max(...s.roof.peaks.values());
-  const low = Math.floor(Math.log10(Math.min(0.1, s.wide.intensity / 2)));
-  const high = Math.ceil(Math.log10(Math.max(1000, 2 * Math.max(...ridges), 2 * s.work.intensity)));
-  return { x: [low, high], y: [Math.floor(Math.log10(10 ** low * s.roof.bandwidth)), Math.ceil(Math.log10(1.5 * peak))] };
-}
+// --- The chart -----------------------------------------------------------------------------------------------
 
 function chart() {
-  const svg = h("svg", { role: "img", height: HEIGHT });
-  const hint = h("p", { class: "mp-hint" }, "The slope is bandwidth, the level the peak. Filled: this work at its best. Hollow: the same in float32. Thin lines: the device's other formats.");
-  const el = h("div", { class: "mp-chart mp-roofs" }, svg, hint);
-  let pixels = 640;
-  let state = null;
-
-  function paint() {
-    const s = state;
-    const right = pixels - RIGHT, to = view(s);
-    const x = (value) => LEFT + ((Math.log10(value) - to.x[0]) / (to.x[1] - to.x[0])) * (right - LEFT);
-    const y = (value) => BOTTOM - ((Math.log10(value) - to.y[0]) / (to.y[1] - to.y[0])) * (BOTTOM - TOP);
-    const shown = s.work.parts.some((part) => part.product) ? s.format : "float32";
-    const ridge = s.roof.peaks.get(shown) / s.roof.bandwidth;
-    el.dataset.format = s.format;
-    svg.setAttribute("viewBox", `0 0 ${pixels} ${HEIGHT}`);
-    svg.setAttribute("aria-label", `Roofline of ${s.roof.name}, with this work in ${s.format}`);
-    const parts = [...decades(to, x, y, right)];
-    for (const name of s.roof.peaks.keys()) if (name !== shown) parts.push(roofLine(s.roof, name, to, x, y, "mp-roof-other"));
-    parts.push(h("line", { class: "mp-stuck", x1: x(ridge), x2: x(ridge), y1: y(s.roof.peaks.get(shown)), y2: BOTTOM }));
-    parts.push(roofLine(s.roof, shown, to, x, y, "mp-roof"));
-    parts.push(h("text", { class: "mp-marker-label", x: LEFT + 8, y: TOP + 16 }, `peak in ${shown}: ${size(s.roof.peaks.get(shown), "flop/s")}`));
-    const tight = x(ridge) > right - 90;
-    parts.push(h("text", { class: "mp-axis-label", x: x(ridge) + (tight ? -6 : 6), y: BOTTOM - 8, "text-anchor": tight ? "end" : "start" }, `ridge ${digits(ridge)}`));
-    const px = x(s.work.intensity), py = y(s.work.rate);
-    parts.push(h("line", { class: "mp-stem", x1: px, x2: px, y1: py, y2: BOTTOM }));
-    if (s.format !== "float32") parts.push(h("circle", { class: "mp-typed", cx: x(s.wide.intensity), cy: y(s.wide.rate), r: 5 }));
-    parts.push(h("circle", { class: "mp-here", cx: px, cy: py, r: 6.5 }));
-    svg.replaceChildren(...parts);
-  }
-
+  const picture = roofPicture(["The slope is bandwidth, the level the peak. Filled: this work at its best. Hollow: the same in float32. Thin lines: the device's other formats."]);
   return {
-    el,
-    draw(s) { state = s; paint(); },
-    resize(width) {
-      pixels = Math.max(Math.round(width), 240);
-      if (state) paint();
+    ...picture,
+    draw({ roof, work, wide, format }) {
+      const wider = { intensity: wide.intensity, rate: wide.rate, kind: "mp-typed" };
+      const here = { intensity: work.intensity, rate: work.rate, kind: "mp-here", stem: true };
+      picture.draw({
+        roof, format, shown: work.parts.some((part) => part.product) ? format : "float32",
+        points: format === "float32" ? [here] : [wider, here],
+        label: `Roofline of ${roof.name}, with this work in ${format}`,
+      });
     },
   };
-}
-
-function roofLine(roof, name, to, x, y, kind) {
-  const peak = roof.peaks.get(name), ridge = peak / roof.bandwidth;
-  const start = 10 ** Math.max(to.x[0], to.y[0] - Math.log10(roof.bandwidth));
-  const points = [[start, start * roof.bandwidth], [ridge, peak], [10 ** to.x[1], peak]];
-  return h("path", { class: kind, d: points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("") });
-}
-
-function* decades(to, x, y, right) {
-  for (let power = to.x[0]; power <= to.x[1]; power += 1) {
-    const px = x(10 ** power);
-    yield h("line", { class: "mp-grid", x1: px, x2: px, y1: TOP, y2: BOTTOM });
-    yield h("text", { x: px, y: BOTTOM + 17, "text-anchor": power === to.x[1] ? "end" : "middle" }, power ? `10${superscript(power)}` : "1");
-  }
-  for (let power = to.y[0]; power <= to.y[1]; power += 1) {
-    const py = y(10 ** power);
-    yield h("line", { class: "mp-grid", x1: LEFT, x2: right, y1: py, y2: py });
-    yield h("text", { x: LEFT - 6, y: py + 4, "text-anchor": "end" }, `10${superscript(power)}`);
-  }
-  yield h("text", { class: "mp-axis-label", x: (LEFT + right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "operations per byte");
-  yield h("text", { class: "mp-axis-label", x: 0, y: 11 }, "operations per second");
 }
 
 // --- All together -----------------------------------------------------------------------------------------
