@@ -6,6 +6,7 @@ one output changed. What nbval cannot see, an unexecuted cell, the book's lint m
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -42,22 +43,6 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
     return refresh.normalise(refresh.execute(path))
 
 
-@pytest.fixture
-def nbval(tmp_path: Path) -> Callable[[NotebookNode], subprocess.CompletedProcess[str]]:
-    """Return a function that runs a notebook through pytest with the book's own settings."""
-    (tmp_path / "book").mkdir()
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "book" / "conftest.py", tmp_path / "book")
-    shutil.copytree(ROOT / "book" / "_tools", tmp_path / "book" / "_tools")
-
-    def run(notebook: NotebookNode) -> subprocess.CompletedProcess[str]:
-        nbformat.write(notebook, tmp_path / "book" / "small.ipynb")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "book/small.ipynb"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    return run
-
-
 def falsify_stdout(cells: list[NotebookNode]) -> None:
     cells[1].outputs[0].text = "0.3\n"
 
@@ -82,35 +67,52 @@ def break_an_ignored_cell(cells: list[NotebookNode]) -> None:
     cells[6].source = "raise RuntimeError"
 
 
-def test_the_notebook_as_executed_passes(
-    executed: NotebookNode, nbval: Callable[[NotebookNode], subprocess.CompletedProcess[str]]
-) -> None:
-    done = nbval(executed)
-    assert done.returncode == 0, done.stdout
-    assert "7 passed" in done.stdout
+FALSIFIED: dict[Callable[[list[NotebookNode]], None], int] = {
+    falsify_stdout: 0,
+    falsify_result: 1,
+    falsify_html: 3,
+    drop_an_output: 1,
+    falsify_the_exception: 4,
+    break_an_ignored_cell: 5,
+}
+"""What is done to the notebook, and the code cell that must fail for it."""
 
 
-@pytest.mark.parametrize(
-    "falsify",
-    [
-        falsify_stdout,
-        falsify_result,
-        falsify_html,
-        drop_an_output,
-        falsify_the_exception,
-        break_an_ignored_cell,
-    ],
-)
-def test_a_falsified_notebook_fails(
-    executed: NotebookNode,
-    nbval: Callable[[NotebookNode], subprocess.CompletedProcess[str]],
-    falsify: Callable[[list[NotebookNode]], None],
+@pytest.fixture(scope="module")
+def outcomes(
+    executed: NotebookNode, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[int, str]]:
+    """How pytest, with the book's own settings, judges each cell of each of the notebooks."""
+    folder = tmp_path_factory.mktemp("judged")
+    (folder / "book").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copy(ROOT / "book" / "conftest.py", folder / "book")
+    shutil.copytree(ROOT / "book" / "_tools", folder / "book" / "_tools")
+    nbformat.write(executed, folder / "book" / "as_executed.ipynb")
+    for falsify in FALSIFIED:
+        notebook = nbformat.from_dict(executed)
+        falsify(notebook.cells)
+        nbformat.write(notebook, folder / "book" / f"{falsify.__name__}.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "book"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    found: dict[str, dict[int, str]] = {}
+    line = r"^(PASSED|FAILED) book/(\w+)(?:\.ipynb|::ipynb)::Cell (\d+)"
+    for outcome, name, cell in re.findall(line, done.stdout, re.MULTILINE):
+        found.setdefault(name, {})[int(cell)] = outcome
+    assert found, done.stdout + done.stderr
+    return found
+
+
+def test_the_notebook_as_executed_passes(outcomes: dict[str, dict[int, str]]) -> None:
+    assert outcomes["as_executed"] == dict.fromkeys(range(7), "PASSED")
+
+
+@pytest.mark.parametrize("falsify", FALSIFIED)
+def test_a_falsified_notebook_fails_at_that_cell_alone(
+    outcomes: dict[str, dict[int, str]], falsify: Callable[[list[NotebookNode]], None]
 ) -> None:
-    notebook = nbformat.from_dict(executed)
-    falsify(notebook.cells)
-    done = nbval(notebook)
-    assert done.returncode == 1, done.stdout
-    assert "1 failed" in done.stdout
+    wanted = {**dict.fromkeys(range(7), "PASSED"), FALSIFIED[falsify]: "FAILED"}
+    assert outcomes[falsify.__name__] == wanted
 
 
 def test_an_unexecuted_cell_passes_nbval_but_not_the_lint(executed: NotebookNode) -> None:
