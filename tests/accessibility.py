@@ -1,9 +1,8 @@
 """What axe-core holds against a page, without looking twice at the same thing.
 
-Nine tenths of axe's time go into the contrast of each word of each code cell: seven thousand on a
-long page, in a dozen colours. Of words in blocks of code that look the same on the same ground, the
-first few stand for all, and so do those of the signatures, types and names of the API's page and of
-the entries of the page of symptoms, which one directive makes; every other rule sees all.
+Most of axe's time goes into the contrast of each piece of text: seven thousand on a long page, in a
+dozen colours.  Of texts that look the same on the same ground, the first few stand for all, but for
+those with a style of their own and for controls; every other rule sees everything.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 # Five of a kind: one may lie below something that floats. A single sign is another kind, because
-# axe judges it by other rules.
+# axe judges it by other rules, and so is another class: it may have another colour in the dark.
 RUN = """async () => {
   const properties = ["color", "backgroundColor", "backgroundImage", "fontSize", "fontWeight",
     "opacity", "visibility", "display", "position", "textShadow", "textDecorationLine"];
-  const lookOf = (word) => {
-    const style = getComputedStyle(word);
-    const length = Math.min(word.textContent.trim().length, 2);
-    return [length, word.closest("a") !== null, ...properties.map((name) => style[name])].join();
+  const textOf = ({childNodes}) =>
+    [...childNodes].map((node) => (node.nodeType === Node.TEXT_NODE ? node.data : "")).join("");
+  const lookOf = (element, text) => {
+    const style = getComputedStyle(element), link = element.closest("a") !== null;
+    const kind = [element.className, Math.min(text.length, 2), link];
+    return [...kind, ...properties.map((name) => style[name])].join();
   };
   const grounds = new Map();
   const groundOf = (block) => {
@@ -32,18 +33,15 @@ RUN = """async () => {
     return grounds.get(block);
   };
   const seen = new Map();
-  const leaveOut = (words) => {
-    for (const word of words) {
-      if (word.hasAttribute("style")) continue;
-      const look = `${lookOf(word)} on ${groundOf(word.parentElement)}`;
-      seen.set(look, (seen.get(look) ?? 0) + 1);
-      if (seen.get(look) > 5) word.dataset.seenBefore = "";
-    }
-  };
-  const code = [".highlight pre > span[class]", "code > span.pre", ".mp-symptom :is(p, a, span)"];
-  leaveOut(document.querySelectorAll(code.map((words) => `${words}:not(:has(*))`).join()));
-  const names = [":is(dt.sig, code) span[class]", ":is(em, strong)", "dt > span.colon"];
-  leaveOut(document.querySelectorAll(names.map((name) => `dl.py ${name}:not(:has(*))`).join()));
+  const controls = "input, select, textarea, button, label, option";
+  for (const element of document.querySelectorAll(`body :not([style], script, ${controls})`)) {
+    delete element.dataset.seenBefore;
+    const text = textOf(element).trim();
+    if (!text) continue;
+    const look = `${lookOf(element, text)} on ${groundOf(element.parentElement)}`;
+    seen.set(look, (seen.get(look) ?? 0) + 1);
+    if (seen.get(look) > 5) element.dataset.seenBefore = "";
+  }
   axe.configure({rules: [{id: "color-contrast", selector: "*:not([data-seen-before])"}]});
   return await axe.run(document, {resultTypes: ["violations"], preload: false});
 }"""
