@@ -2,6 +2,7 @@
 
 * `mpbook.many_gpus.reductions` replays the sums of a ring, a tree and recursive halving;
   `mpbook.many_gpus.reduction_error` bounds and measures their error.
+* `mpbook.many_gpus.replayed_training` trains with such sums.
 * `mpbook.many_gpus.launch` starts a program on several ranks of this machine, through
   ``torch.distributed.run``; `mpbook.many_gpus.rank` is what each of them does around the program,
   and `mpbook.many_gpus.program_text` makes one out of a notebook's functions.
@@ -22,12 +23,14 @@ from mpbook.many_gpus.reductions import (
     ring_chunks,
     ring_order,
 )
+from mpbook.many_gpus.replayed_training import Replayed, rank_gradients, train_over_ranks
 
 __all__ = [
     "Algorithm",
     "Average",
     "Found",
     "RankError",
+    "Replayed",
     "additions",
     "all_reduce",
     "cannot_launch",
@@ -36,7 +39,9 @@ __all__ = [
     "errors_by_ranks",
     "launch",
     "launch_all",
+    "rank_gradients",
     "reduce_scatter",
     "ring_chunks",
     "ring_order",
+    "train_over_ranks",
 ]
