@@ -25,10 +25,17 @@ from mpbook.many_gpus.reductions import Algorithm, Average, all_reduce
 
 @dataclass(frozen=True)
 class Replayed:
-    """The loss of each step, a mean over the ranks, and that on held-out data; NaN without any."""
+    """What became of a training, and of its gradients on the way.
+
+    ``losses`` has a mean over the ranks for each step; ``validation_loss`` is NaN without held-out
+    data.  For each step ``errors`` has the relative error of the reduced gradient, and ``lengths``
+    its norm over that of the exact mean.
+    """
 
     losses: tuple[float, ...]
     validation_loss: float
+    errors: tuple[float, ...]
+    lengths: tuple[float, ...]
 
 
 def rank_gradients(
@@ -98,7 +105,7 @@ def train_over_ranks(
     parameters = list(model.parameters())
     update = (optimizer or _adamw)(parameters)
     generator = torch.Generator().manual_seed(seed)
-    losses = []
+    losses, errors, lengths = [], [], []
     for _ in range(steps):
         inputs, targets = data.sample(batch_size, generator)
         sent, of_ranks = rank_gradients(model, inputs, targets, ranks=ranks)
@@ -109,7 +116,11 @@ def train_over_ranks(
             p.grad = gradient.view_as(p)
         update.step()
         losses.append(of_ranks.mean().item())
-    return Replayed(tuple(losses), _validation_loss(model, data, batch_size))
+        exact = sent.double().mean(0)
+        errors.append(((mean - exact).norm() / exact.norm()).item())
+        lengths.append((mean.norm() / exact.norm()).item())
+    held_out = _validation_loss(model, data, batch_size)
+    return Replayed(tuple(losses), held_out, tuple(errors), tuple(lengths))
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

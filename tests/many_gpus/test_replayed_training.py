@@ -95,12 +95,14 @@ def test_the_dtype_and_the_order_are_those_asked_for(
     before = [p.detach().clone() for p in model.parameters()]
     loss = cross_entropy(model(same.inputs), same.targets)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    train_over_ranks(
+    found = train_over_ranks(
         model, same, ranks=1024, dtype=dtype, algorithm=algorithm, steps=1, optimizer=sgd
     )
     moved = [((p - b).norm() / 0.3).item() for p, b in zip(model.parameters(), before, strict=True)]
     for distance, gradient in zip(moved, gradients, strict=True):
         assert low < distance / gradient.norm().item() < high
+    assert low < found.lengths[0] < high
+    assert found.errors[0] == pytest.approx(1 - found.lengths[0], abs=0.15)
 
 
 def test_without_held_out_data_there_is_no_such_loss() -> None:
