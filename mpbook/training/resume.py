@@ -71,6 +71,23 @@ def load(path: Path, trainer: Trainer, run: Run) -> None:
         )
 
 
+def check_ranks_agree(trainer: Trainer, run: Run) -> None:
+    """Refuse ranks that were asked for different runs, before they wait for each other for ever.
+
+    Raises:
+        ValueError: on all of them, with the first that differs from rank 0.
+    """
+    first, *others = trainer.ranks.gather(_identity(trainer, run))
+    for rank, other in enumerate(others, 1):
+        for part, expected in first.items():
+            if other[part] != expected:
+                raise ValueError(
+                    f"rank {rank}: was asked for another {part} than rank 0: "
+                    f"{_difference(expected, other[part])}; call train with the same arguments on "
+                    "every rank"
+                )
+
+
 def _identity(trainer: Trainer, run: Run) -> dict[str, dict[str, str]]:
     """What must be the same for a run to be the continuation of another."""
     settings = {k: str(v) for k, v in run.config["settings"].items()}
