@@ -1,8 +1,8 @@
 """Tensors of which each rank holds a part, as `torch.distributed.fsdp.fully_shard` leaves them.
 
-An element-wise operation needs this rank's part alone (`own_part`).  What is said of the whole, such
-as a norm or whether all is finite, needs all ranks: `groups_of` has the groups to ask.  A tensor that
-is not shared is its own part, and has no group, so that one function serves both.
+An element-wise operation needs this rank's part alone (`own_part`).  What is said of the whole,
+such as a norm or whether all is finite, needs all ranks: `groups_of` has the groups to ask.  A
+tensor that is not shared is its own part, and has no group, so that one function serves both.
 
 Taught in the chapter "Many GPUs".
 """

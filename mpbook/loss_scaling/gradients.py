@@ -86,7 +86,8 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 def numbers_of(gradient: Tensor) -> Tensor:
     """A gradient as a dense tensor of real numbers: of a sparse or shared one, those that it holds.
 
-    A shared gradient holds this rank's part (`mpbook.shards`).  A sparse gradient may hold several numbers for one place; they are added up.
+    A shared gradient holds this rank's part (`mpbook.shards`).  A sparse one may hold several
+    numbers for one place; they are added up.
 
     >>> numbers_of(torch.tensor([3 + 4j]))
     tensor([[3., 4.]])

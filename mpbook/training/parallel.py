@@ -1,15 +1,15 @@
 """A run that several ranks share: each takes its part of every batch, and torch's engine adds up.
 
-Every rank runs `mpbook.training.train` with the same arguments.  Each draws the same batch and takes
-its own part of it, so that an update sees the same examples on any number of ranks; DDP or FSDP2
-averages the gradients.  What a run reports is of the whole batch: losses and held-out losses are
-means over the ranks, the norm is that of the averaged gradients.  Loss scale and skipped steps are
-the same on all ranks: DDP's gradients are, and of FSDP2's parts `mpbook.loss_scaling` asks all ranks
-whether they are finite.
+Every rank runs `mpbook.training.train` with the same arguments.  Each draws the same batch and
+takes its own part of it, so that an update sees the same examples on any number of ranks; DDP or
+FSDP2 averages the gradients.  What a run reports is of the whole batch: losses and held-out losses
+are means over the ranks, the norm is that of the averaged gradients.  Loss scale and skipped steps
+are the same on all ranks: DDP's gradients are, and of FSDP2's parts `mpbook.loss_scaling` asks all
+ranks whether they are finite.
 
-The gradient of a part of a batch is that of a mean over fewer examples.  So before it is averaged it
-is larger than one process's, by up to the number of ranks, and in float16 it overflows that much
-earlier; a dynamic loss scale then ends lower.
+A rank's gradient, before it is averaged, is of the mean over fewer examples than one process's.  So
+float16 may overflow at another step, and a dynamic loss scale back off there: from then on runs on
+different numbers of ranks differ as runs with different seeds do.
 
 Taught in the chapter "Many GPUs".
 """
@@ -70,7 +70,7 @@ class Ranks:
                 "ranks do not divide; their parts have to be of one size, or the mean of their "
                 "losses is not the mean over all"
             )
-        return tuple(chunks(nest, self.count)[self.number] for nest in (inputs, targets))  # type: ignore[return-value]
+        return tuple(chunks(nest, self.count)[self.number] for nest in (inputs, targets))
 
     def held_out_share(self, inputs: Any, targets: Any) -> tuple[Any, Any, int]:
         """This rank's part of a batch that need not divide, and how many of its examples count.
@@ -93,10 +93,10 @@ class Ranks:
         return numbers
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Around one micro-batch of a step: gradients are averaged over the ranks after the last."""
+        """Around a micro-batch of a step: gradients are averaged over the ranks after the last."""
         engine: Any = self.engine
         if self.kind == "DDP" and not last:
-            return engine.no_sync()  # type: ignore[no-any-return]
+            return engine.no_sync()
         if self.kind == "FSDP2":
             engine.set_requires_gradient_sync(last)
         return nullcontext()
@@ -164,11 +164,12 @@ def share_among_ranks(
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), src=0)  # fully_shard would mix the weights of all ranks
     engine = parallel(model)
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), engine)
+    count = dist.get_world_size()
+    ranks = Ranks(dist.get_rank(), count, engine)
     if isinstance(engine, DistributedDataParallel):
         _check_replicated(engine, model)
         return ranks, precision
-    _check_sharded(engine, model, ranks.count)
+    _check_sharded(engine, model, count)
     return ranks, _left_for_autocast(engine, precision)
 
 
@@ -188,13 +189,26 @@ def check_not_parallel_yet(model: nn.Module) -> None:
         )
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+    """Refuse an optimizer that cannot update parts of weights.
+
+    Raises:
+        ValueError: Adafactor under `fully_shard`: it needs the mean of whole rows and columns.
+    """
+    if ranks.kind == "FSDP2" and isinstance(optimizer, torch.optim.Adafactor):
+        raise ValueError(
+            "optimizer: torch.optim.Adafactor takes means of whole rows and columns, and has only "
+            'parts of them under fully_shard; use "adamw", or parallel=DistributedDataParallel'
+        )
+
+
 def _check_statistics(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             raise ValueError(
-                f'model: "{name}" is a {type(module).__name__}, whose statistics would be those of '
-                "each rank's part of a batch; use nn.SyncBatchNorm.convert_sync_batchnorm(model) on "
-                "GPUs, or GroupNorm or LayerNorm"
+                f'model: "{name}" is a {type(module).__name__}, whose statistics would be those '
+                "of each rank's part of a batch; use nn.SyncBatchNorm.convert_sync_batchnorm(model) "
+                "on GPUs, or GroupNorm or LayerNorm"
             )
 
 
@@ -211,8 +225,8 @@ def _check_replicated(engine: DistributedDataParallel, model: nn.Module) -> None
 def _check_sharded(engine: nn.Module, model: nn.Module, count: int) -> None:
     if engine is not model or not hasattr(engine, "set_requires_gradient_sync"):
         raise TypeError(
-            f"parallel: returns a {type(engine).__name__}; expected DistributedDataParallel(model), "
-            "or the model after fully_shard(model), which is called on its blocks first"
+            f"parallel: returns a {type(engine).__name__}; expected DistributedDataParallel(model)"
+            ", or the model after fully_shard(model), which is called on its blocks first"
         )
     for name, parameter in model.named_parameters():
         if not is_shared(parameter):
@@ -235,11 +249,6 @@ def _left_for_autocast(engine: nn.Module, precision: Precision) -> Precision:
             f'precision="{precision.name}": under fully_shard its layers would quantise weights '
             "that the policy has rounded already; use parallel=DistributedDataParallel"
         )
-    if precision.weight_update == "stochastic_rounding":
-        raise ValueError(
-            'weight_update="stochastic_rounding": draws its numbers for whole weights; under '
-            'fully_shard use "master_weights", or parallel=DistributedDataParallel'
-        )
     found = _dtypes_of_units(engine)
     if found == {precision.parameter_dtype}:
         return precision  # autocast casts
@@ -247,8 +256,8 @@ def _left_for_autocast(engine: nn.Module, precision: Precision) -> Precision:
         return replace(precision, compute_dtype=precision.parameter_dtype)
     names = " and ".join(sorted(str(dtype) for dtype in found))
     raise ValueError(
-        f'parallel: the policy of fully_shard computes in {names}, and precision="{precision.name}" '
-        f"in {precision.compute_dtype}; expected "
+        f"parallel: the policy of fully_shard computes in {names}, and "
+        f'precision="{precision.name}" in {precision.compute_dtype}; expected '
         f"MixedPrecisionPolicy(param_dtype={precision.compute_dtype}, reduce_dtype=torch.float32) "
         "for every unit, or none"
     )

@@ -40,6 +40,7 @@ from mpbook.training.parallel import (
     Parallel,
     Ranks,
     check_not_parallel_yet,
+    check_optimizer,
     share_among_ranks,
 )
 from mpbook.training.settings import Loss, Settings
@@ -69,7 +70,7 @@ class Trainer:
         self._loss_of = compiled(loss_of) if self.compiled else loss_of
 
     def loss(self, inputs: Any, targets: Any) -> Tensor:
-        """The loss of this rank's part: the model in its precision, the loss function in float32."""
+        """The loss of a batch: the model in its precision, the loss function in float32."""
         model, precision = self.ranks.engine or self.model, self.autocast or self.precision
         return self._loss_of(model, precision, self.settings.loss, inputs, targets)
 
@@ -98,7 +99,8 @@ def training_step(
 
     Args:
         trainer: of `prepare`.
-        inputs, targets: the batch; on several ranks the whole one, of which each takes its part.
+        inputs: of the batch; on several ranks of the whole one, of which each takes its part.
+        targets: of the same batch.
 
     Returns:
         The loss, a mean over the micro-batches and the ranks, and the norm of the unscaled
@@ -198,6 +200,7 @@ def prepare(
         ranks, left = share_among_ranks(ours, parallel, precision)
         ranks.seed(settings.seed)
     made = settings.make_optimizer(ours)
+    check_optimizer(made, ranks)
     optimizer = cured(made, precision.weight_update, seed=settings.seed + 1)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])

@@ -25,7 +25,14 @@ from mpbook.training.parallel import Parallel
 
 Engine = Literal["alone", "ddp", "fsdp2", "fsdp2 autocast"]
 
-_FOUND = ("losses", "gradient_norms", "loss_scales", "skipped_steps", "validation_losses")
+_FOUND = (
+    "losses",
+    "gradient_norms",
+    "loss_scales",
+    "skipped_steps",
+    "validation_losses",
+    "updates_lost",
+)
 
 
 def main(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,7 +99,8 @@ def parallel_of(engine: Engine, precision: Precision) -> Parallel | None:
         for layer in model.children():
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
-        return fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return model
 
     return sharded
 
