@@ -207,8 +207,8 @@ def _check_statistics(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             raise ValueError(
                 f'model: "{name}" is a {type(module).__name__}, whose statistics would be those '
-                "of each rank's part of a batch; use nn.SyncBatchNorm.convert_sync_batchnorm(model) "
-                "on GPUs, or GroupNorm or LayerNorm"
+                "of each rank's part of a batch; use GroupNorm or LayerNorm, or on GPUs "
+                "nn.SyncBatchNorm.convert_sync_batchnorm(model)"
             )
 
 

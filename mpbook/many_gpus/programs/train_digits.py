@@ -47,6 +47,7 @@ def train_digits(
     changes: dict[str, Any] | None = None,
     steps: int = 20,
     batch_size: int = 64,
+    dropout: float = 0.0,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def train_digits(
         changes: other fields of that `Precision`.
         steps: updates, those before a checkpoint counted.
         batch_size: examples of all ranks together.
+        dropout: after the first layer.
         seed: of the net and the run.
         **options: more arguments of `mpbook.training.train`.
 
@@ -68,9 +70,10 @@ def train_digits(
     """
     chosen = replace(as_precision(precision), **changes or {})
     torch.manual_seed(seed)
+    first, *rest = MLP(64, 128, 128, 10)
     run = train(
-        MLP(64, 128, 128, 10),
-        digits(),
+        nn.Sequential(first, nn.Dropout(dropout), *rest),
+        digits(validation_examples=361),  # which no even number of ranks divides
         precision=chosen,
         steps=steps,
         batch_size=batch_size,
