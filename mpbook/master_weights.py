@@ -52,7 +52,7 @@ from torch import Tensor, nn
 
 from mpbook.formats import as_format, round_to
 from mpbook.precision import WeightUpdate
-from mpbook.shards import is_shared
+from mpbook.shards import is_shared, own_part
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _HOOKS_OF_STATE = (
@@ -345,8 +345,8 @@ class MasterWeights(Float32Updates):
 
     def _read(self, parameter: Tensor, copy: Tensor) -> None:
         if parameter._version != self._versions[parameter]:  # someone else wrote to it
-            changed = copy.to(parameter.dtype) != parameter
-            copy.copy_(torch.where(changed, parameter, copy))
+            ours, theirs = own_part(copy), own_part(parameter)
+            ours.copy_(torch.where(ours.to(theirs.dtype) != theirs, theirs, ours))
 
     def _write(self, parameter: Tensor, copy: Tensor) -> None:
         parameter.copy_(copy)

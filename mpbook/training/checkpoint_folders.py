@@ -40,10 +40,14 @@ def save(path: Path, state: dict[str, Any], ranks: Ranks) -> None:
         OSError: the folder cannot be written; on all ranks.
     """
     # Slow to import, and nothing for a run alone.
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
     inner = _agreed(ranks, lambda: _new_folder(path))
-    save_tensors(dict(named_tensors(state)), checkpoint_id=path / inner)
+    try:
+        save_tensors(dict(named_tensors(state)), checkpoint_id=path / inner)
+    except CheckpointException as error:  # a BaseException, with what each rank met
+        raise OSError(f'checkpoint "{path}": cannot be written ({_first(error)})') from error
     _agreed(ranks, lambda: _commit(path, state, inner))
 
 
@@ -67,6 +71,7 @@ def read(path: Path, state: dict[str, Any], ranks: Ranks) -> None:
     Raises:
         RuntimeError: files are missing or torn.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
     alone = ranks.engine is None
@@ -77,9 +82,10 @@ def read(path: Path, state: dict[str, Any], ranks: Ranks) -> None:
             load_tensors(
                 dict(named_tensors(state)), checkpoint_id=path / state["folder"], no_dist=alone
             )
-    except Exception as error:  # whatever reading a torn file raises
-        reason = f"{type(error).__name__}: {error}"
-        raise RuntimeError(f'checkpoint "{path}": torn, or not whole ({reason})') from error
+    except (Exception, CheckpointException) as error:  # whatever reading a torn file raises
+        reason = _first(error)
+        said = f"{type(reason).__name__}: {reason}"
+        raise RuntimeError(f'checkpoint "{path}": torn, or not whole ({said})') from error
 
 
 def named_tensors(nest: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -94,6 +100,13 @@ def named_tensors(nest: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         pairs = nest.items() if isinstance(nest, Mapping) else enumerate(nest)
         for key, value in pairs:
             yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _first(error: Any) -> BaseException:
+    """What the first rank met that failed."""
+    failures = getattr(error, "failures", None)
+    found: BaseException = next(iter(failures.values()))[0] if failures else error
+    return found
 
 
 def _new_folder(path: Path) -> str:

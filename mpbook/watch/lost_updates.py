@@ -257,8 +257,7 @@ class _Watch:
         elif any(closure is not None for closure in (*args[1:], *kwargs.values())):
             raise ValueError("closure: gradients that step() computes itself cannot be watched")
         else:
-            found = moves_in_float32(optimizer, self.parameters)
-            self.moves, self.sound = (list(map(own_part, tensors)) for tensors in found)
+            self.moves, self.sound = moves_in_float32(optimizer, self.parameters)
 
     @torch.no_grad()
     def updated(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -195,7 +195,7 @@ def test_fsdp2_shares_what_ddp_repeats(found: Any, name: str) -> None:
         whole = [rank["runs"][key("ddp", name)]["bytes"][part] for rank in found]
         shared = [rank["runs"][key("fsdp2", name)]["bytes"][part] for rank in found]
         assert whole == [alone(name)["bytes"][part]] * len(found)
-        assert sum(shared) == whole[0]
+        assert whole[0] <= sum(shared) <= 1.02 * whole[0]  # ten classes do not divide by four
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
