@@ -69,16 +69,19 @@ def train(
             ``train`` with the same arguments and takes its part of each batch: ``batch_size`` is of
             all ranks together.  See `mpbook.training.parallel`.
         progress: show a progress line to a person who waits; it leaves no trace.
-        save_to: where to keep a checkpoint, whole or not at all, at the end of the run.
+        save_to: where to keep a checkpoint, whole or not at all, at the end of the run: a file, or
+            with ``parallel`` a folder.
         save_every: keep one there every so many steps too.
-        resume_from: a checkpoint of a run with the same model and settings, to go on from bit for
-            bit; ``steps`` counts from the beginning of that run.
+        resume_from: a checkpoint of a run with the same model and settings, to go on from, on the
+            same number of ranks bit for bit; ``steps`` counts from the beginning of that run.
         **settings: see `Settings`: batch_size, accumulation_steps, learning_rate, optimizer ...
 
     Raises:
         ValueError: a setting out of range, a model with nothing to train, a checkpoint of another
-            model or other settings.
-        RuntimeError: no such device, or a checkpoint that cannot be read.
+            model or other settings; on several ranks, what they could not train the same.
+        RuntimeError: no such device, a checkpoint that cannot be read, or ``parallel`` without a
+            process group.
+        TypeError: data without the methods, or ``parallel`` that is no function to an engine.
     """
     precision, chosen = as_precision(precision), pick(device)
     options = Settings(steps=steps, **settings)
@@ -89,7 +92,9 @@ def train(
     with environment(precision, options, chosen):
         trainer = prepare(model, precision, options, chosen, compile=compile, parallel=parallel)
         run = Run(precision, _config(model, data, trainer), model=trainer.model)
-        resume.check_ranks_agree(trainer, run)
+        asked = {"steps": steps, "save_to": save_to, "save_every": save_every}
+        asked |= {"resume_from": resume_from, "data": data.name}
+        resume.check_ranks_agree(trainer, run, asked)
         if resume_from is not None:
             resume.load(Path(resume_from), trainer, run)
         save = partial(resume.save, Path(save_to), trainer, run) if save_to is not None else None

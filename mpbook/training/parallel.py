@@ -3,9 +3,10 @@
 Every rank runs `mpbook.training.train` with the same arguments.  Each draws the same batch and
 takes its own part of it, so that an update sees the same examples on any number of ranks; DDP or
 FSDP2 averages the gradients.  What a run reports is of the whole batch: losses and held-out losses
-are means over the ranks, the norm is that of the averaged gradients.  Loss scale and skipped steps
-are the same on all ranks: DDP's gradients are, and of FSDP2's parts `mpbook.loss_scaling` asks all
-ranks whether they are finite.
+are means over the ranks, the norm is that of the averaged gradients.  (A loss function is taken to
+be a mean over examples, as it is for micro-batches.)  Loss scale and skipped steps are the same on
+all ranks: DDP's gradients are, and of FSDP2's parts `mpbook.loss_scaling` asks all ranks whether
+they are finite.
 
 A rank's gradient, before it is averaged, is of the mean over fewer examples than one process's.  So
 float16 may overflow at another step, and a dynamic loss scale back off there: from then on runs on
@@ -162,7 +163,7 @@ def share_among_ranks(
         )
     _check_statistics(model)
     for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)  # fully_shard would mix the weights of all ranks
+        _broadcast(tensor.detach())  # fully_shard would mix the weights of all ranks
     engine = parallel(model)
     count = dist.get_world_size()
     ranks = Ranks(dist.get_rank(), count, engine)
@@ -171,6 +172,13 @@ def share_among_ranks(
         return ranks, precision
     _check_sharded(engine, model, count)
     return ranks, _left_for_autocast(engine, precision)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    """Give a tensor of any dtype and any strides the numbers of rank 0, as bytes."""
+    flat = tensor.contiguous().flatten()
+    dist.broadcast(flat.view(torch.uint8), src=0)
+    tensor.copy_(flat.view(tensor.shape))
 
 
 def check_not_parallel_yet(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ on another number the sums over ranks round in another order, and dropout draws 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,13 +96,20 @@ def _restore_random(trainer: Trainer, saved: list[list[Tensor | None]], steps: i
         torch.cuda.set_rng_state(on_cuda, device)
 
 
-def check_ranks_agree(trainer: Trainer, run: Run) -> None:
+def check_ranks_agree(trainer: Trainer, run: Run, arguments: dict[str, Any]) -> None:
     """Refuse ranks that were asked for different runs, before they wait for each other for ever.
+
+    Args:
+        trainer: of this rank.
+        run: of this rank.
+        arguments: whatever else has to be the same.
 
     Raises:
         ValueError: on all of them, with the first that differs from rank 0.
     """
-    first, *others = trainer.ranks.gather(_identity(trainer, run))
+    asked = {name: str(value) for name, value in arguments.items()}
+    mine = {**_identity(trainer, run), "run": asked}
+    first, *others = trainer.ranks.gather(mine)
     for rank, other in enumerate(others, 1):
         for part, expected in first.items():
             if other[part] != expected:

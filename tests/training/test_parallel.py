@@ -14,10 +14,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from training_cases import data, group_of_one, model, sharded
 
+from mpbook.doctor import cpp_compiler
 from mpbook.low_precision import advance, convert
 from mpbook.precision import PRECISIONS, as_precision
 from mpbook.training import resume, train
-from mpbook.training.parallel import ALONE, Ranks, check_optimizer
+from mpbook.training.parallel import ALONE, Ranks, _broadcast, check_optimizer
 
 OPTIONS = dict(steps=4, batch_size=16, device="cpu", progress=False)
 BF16 = dict(param_dtype=torch.bfloat16)
@@ -88,6 +89,40 @@ def test_one_rank_trains_as_one_process(precision, engine):
     assert one.validation_losses[0][1] == pytest.approx(alone.validation_loss, rel=1e-2)
     assert (one.config["parallel"], one.config["ranks"]) == (engine[:5].rstrip(","), 1)
     assert (alone.config["parallel"], alone.config["ranks"]) == ("none", 1)
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own to say of DDP and FSDP2
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("parallel", [DistributedDataParallel, partial(sharded, **BF16)])
+def test_a_rank_compiles(parallel):
+    options = OPTIONS | dict(precision="bf16-mixed", accumulation_steps=2)
+    alone = train(model(), data(), **options)
+    one = train(model(), data(), parallel=parallel, compile=True, **options)
+    assert one.losses == pytest.approx(alone.losses, rel=1e-2)
+
+
+SENT = {
+    "turned": torch.arange(6, dtype=torch.int16).view(2, 3).t(),
+    "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "complex": torch.tensor(1 + 2j),
+    "bfloat16": torch.tensor([1.5, float("inf")]).bfloat16(),
+    "none": torch.ones(0, 3),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_numbers_of_any_dtype_and_strides_are_those_of_rank_0(name, monkeypatch):
+    sent = SENT[name]
+    mine = torch.empty_strided(sent.shape, sent.stride(), dtype=sent.dtype).fill_(7)
+
+    def broadcast(numbers, src):
+        assert src == 0
+        numbers.copy_(sent.contiguous().flatten().view(torch.uint8))
+
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    _broadcast(mine)
+    assert mine.equal(sent) and mine.stride() == sent.stride()
 
 
 @pytest.mark.usefixtures("group")
@@ -235,15 +270,21 @@ def test_adafactor_is_refused_for_shards_alone():
         check_optimizer(made, Ranks(0, 2, engine=nn.Linear(1, 1)))
 
 
-def test_a_rank_that_was_asked_for_another_precision_is_named(monkeypatch):
-    def gather(ranks, identity):
-        other = {**identity, "precision": as_precision("bf16-mixed").described()}
-        return [identity, identity, other]
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("precision", as_precision("bf16-mixed").described(), "another precision .*compute_dtype"),
+        ("settings", dict(learning_rate="0.5"), "another settings .* learning_rate was 0.001, is"),
+        ("run", dict(steps="7"), "another run .* steps was 4, is 7"),
+        ("run", dict(save_every="1"), "another run .* save_every was None, is 1"),
+    ],
+)
+def test_a_rank_that_was_asked_for_another_run_is_named(part, changes, message, monkeypatch):
+    def gather(ranks, asked):
+        return [asked, asked, {**asked, part: asked[part] | changes}]
 
     monkeypatch.setattr(Ranks, "gather", gather)
-    with pytest.raises(
-        ValueError, match=r"rank 2: was asked for another precision .*compute_dtype"
-    ):
+    with pytest.raises(ValueError, match=f"rank 2: was asked for {message}"):
         train(model(), data(), precision="32-true", **OPTIONS)
 
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mpbook.data import Examples
 from mpbook.many_gpus.launch import cannot_launch
@@ -59,6 +57,9 @@ def group_of_one():
 
 def sharded(module: nn.Module, **policy) -> nn.Module:
     """Each linear layer a unit of its own, and the rest with the module, on all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh  # slow, and for few tests
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     chosen = MixedPrecisionPolicy(reduce_dtype=torch.float32, **policy)
     for unit in (*(m for m in module.children() if isinstance(m, nn.Linear)), module):
