@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
+from one_rank import group_of_one, sharded
 from torch import nn
-from training_cases import group_of_one, sharded
 
 from mpbook.training import checkpoint_files, checkpoint_folders
 from mpbook.training.parallel import Ranks

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from one_rank import group_of_one, sharded
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from training_cases import data, group_of_one, model, sharded
+from training_cases import data, model
 
 from mpbook.doctor import cpp_compiler
 from mpbook.low_precision import advance, convert
@@ -149,6 +150,21 @@ def test_delayed_scales_follow_the_largest_amax_of_all_ranks(monkeypatch):
     assert layers[0].amax_history[0].tolist() == [2, 5, 4]
     advance(layers)
     assert layers[0].scale[1] == 448 / 5
+
+
+@pytest.mark.usefixtures("group")
+def test_before_the_last_micro_batch_engines_keep_gradients_to_themselves():
+    ddp, asked = DistributedDataParallel(nn.Linear(1, 1)), []
+    for last in (False, True):
+        with Ranks(engine=ddp).accumulating(last=last):
+            assert ddp.require_backward_grad_sync is last
+    fsdp2 = nn.Linear(1, 1)
+    fsdp2.set_requires_gradient_sync = asked.append
+    for last in (False, True):
+        with Ranks(engine=fsdp2).accumulating(last=last):
+            assert asked[-1] is last
+    with ALONE.accumulating(last=False):
+        assert len(asked) == 2
 
 
 # --- What is refused -----------------------------------------------------------------------------

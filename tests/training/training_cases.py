@@ -1,15 +1,11 @@
 """What the tests of training share: data, a model, and the precisions."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
-import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from mpbook.data import Examples
-from mpbook.many_gpus.launch import cannot_launch
 from mpbook.precision import PRECISIONS, Precision
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -41,27 +37,3 @@ def weights(module: nn.Module) -> list[torch.Tensor]:
 
 def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-@contextmanager
-def group_of_one():
-    """A process group of this process alone, which torch's engines need; skips without gloo."""
-    if reason := cannot_launch():
-        pytest.skip(reason)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def sharded(module: nn.Module, **policy) -> nn.Module:
-    """Each linear layer a unit of its own, and the rest with the module, on all ranks."""
-    from torch.distributed.device_mesh import init_device_mesh  # slow, and for few tests
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    chosen = MixedPrecisionPolicy(reduce_dtype=torch.float32, **policy)
-    for unit in (*(m for m in module.children() if isinstance(m, nn.Linear)), module):
-        fully_shard(unit, mesh=mesh, mp_policy=chosen)
-    return module
