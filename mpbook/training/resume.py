@@ -87,7 +87,9 @@ def _restore_random(trainer: Trainer, saved: list[list[Tensor | None]], steps: i
     """Each rank's own state, but on another number of ranks a new one: there is none for each."""
     ranks, device = trainer.ranks, trainer.device
     if len(saved) != ranks.count:
-        ranks.seed(trainer.settings.seed + steps)
+        seed = trainer.settings.seed + steps  # not what the run began with, once more
+        torch.manual_seed(seed)
+        ranks.seed(seed)
         return
     on_cpu, on_cuda = saved[ranks.number]
     if on_cpu is not None:

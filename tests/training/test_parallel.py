@@ -351,3 +351,6 @@ def test_the_random_state_of_another_number_of_ranks_is_not_taken(tmp_path):
     drawn = torch.rand(3)
     Ranks(1, 2).seed(12)
     assert torch.rand(3).equal(drawn)
+    trainer.ranks = ALONE
+    resume._restore_random(trainer, states, steps=7)
+    assert torch.rand(3).equal(torch.rand(3, generator=torch.Generator().manual_seed(12)))
