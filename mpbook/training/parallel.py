@@ -8,9 +8,9 @@ be a mean over examples, as it is for micro-batches.)  Loss scale and skipped st
 all ranks: DDP's gradients are, and of FSDP2's parts `mpbook.loss_scaling` asks all ranks whether
 they are finite.
 
-A rank takes the mean over fewer examples than one process, so the gradient of each of them is larger
-until the ranks are averaged.  Float16 may overflow at another step for it, and a dynamic loss scale
-back off there: from then on runs on different numbers of ranks differ as other seeds do.
+A rank takes the mean over fewer examples than one process, so the gradient of each of them is
+larger until the ranks are averaged.  Float16 may overflow at another step for it, and a dynamic
+loss scale back off there: from then on runs on different numbers of ranks differ as other seeds do.
 
 Taught in the chapter "Many GPUs".
 """
