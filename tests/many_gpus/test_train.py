@@ -89,6 +89,17 @@ def on_every_rank(cases, saving, resuming):
         run = train(model, data, parallel=sharded, loss=loss, device="cpu", **options)
         return [seen, run.losses]
 
+    def steps_until_a_nan_of_the_last_rank():
+        def loss(outputs, targets):
+            factor = float("nan") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
+            return factor * cross_entropy(outputs, targets)
+
+        data = Examples(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
+        options = dict(precision="32-true", batch_size=4 * ranks, steps=3, progress=False)
+        options |= dict(parallel=DistributedDataParallel, loss=loss, stop_on_nan=True, device="cpu")
+        run = train(nn.Linear(4, 2), data, **options)
+        return [run.steps, run.stopped_on_nan]
+
     def infinity_of_the_last_rank():
         mesh = init_device_mesh("cpu", (ranks,))
         model = fully_shard(nn.Linear(8, 8, bias=False), mesh=mesh)
@@ -108,6 +119,7 @@ def on_every_rank(cases, saving, resuming):
         "saved": trained(saving),
         "resumed": trained(resuming),
         "infinity": infinity_of_the_last_rank(),
+        "nan": steps_until_a_nan_of_the_last_rank(),
         "another batch": message(batch_size=64 + rank * ranks),
         "no such parts": message(batch_size=65),
         "parts": losses_of_parts(0.0),
@@ -211,6 +223,10 @@ def test_lost_updates_are_counted_over_all_ranks(found: Any, engine: str) -> Non
 def test_an_infinity_in_one_rank_s_part_makes_all_skip_and_back_off(found: Any) -> None:
     for rank in found:
         assert rank["infinity"] == [["weight"], False, 512.0, False]
+
+
+def test_a_loss_that_is_nan_on_one_rank_ends_the_run_on_all(found: Any) -> None:
+    assert [rank["nan"] for rank in found] == [[1, True]] * len(found)
 
 
 def test_ranks_that_are_asked_for_different_runs_say_so(found: Any) -> None:
