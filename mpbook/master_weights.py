@@ -52,6 +52,7 @@ from torch import Tensor, nn
 
 from mpbook.formats import as_format, round_to
 from mpbook.precision import WeightUpdate
+from mpbook.shards import is_shared, own_part
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _HOOKS_OF_STATE = (
@@ -76,8 +77,11 @@ class Float32Updates(torch.optim.Optimizer):
 
     Raises:
         TypeError: what is no torch optimizer, or wrapped already.
-        ValueError: complex, integer or 8-bit parameters.
+        ValueError: complex, integer or 8-bit parameters; parameters of which ranks hold parts, but
+            for `MasterWeights`.
     """
+
+    _TAKES_SHARDS = False
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -232,6 +236,13 @@ class Float32Updates(torch.optim.Optimizer):
                 f"parameters: one of shape {tuple(parameter.shape)} is {parameter.dtype}, "
                 "expected torch.float16, bfloat16, float32 or float64"
             )
+        if is_shared(parameter) and not self._TAKES_SHARDS:
+            # What stands for it during an update is put there by .data, which a DTensor ignores.
+            raise ValueError(
+                f"parameters: one of shape {tuple(parameter.shape)} is sharded, as by fully_shard, "
+                f"which {type(self).__name__} does not update; use MasterWeights, "
+                'weight_update="master_weights" of a precision'
+            )
         if parameter in self.copies:  # of others the wrapped optimizer knows
             raise ValueError("param_group: some parameters are in another group already")
 
@@ -322,6 +333,8 @@ class MasterWeights(Float32Updates):
     (0.99609375, 0.99609375)
     """
 
+    _TAKES_SHARDS = True
+
     def __init__(self, optimizer: torch.optim.Optimizer):
         self._versions: dict[Tensor, int] = {}
         super().__init__(optimizer)
@@ -332,8 +345,8 @@ class MasterWeights(Float32Updates):
 
     def _read(self, parameter: Tensor, copy: Tensor) -> None:
         if parameter._version != self._versions[parameter]:  # someone else wrote to it
-            changed = copy.to(parameter.dtype) != parameter
-            copy.copy_(torch.where(changed, parameter, copy))
+            ours, theirs = own_part(copy), own_part(parameter)
+            ours.copy_(torch.where(ours.to(theirs.dtype) != theirs, theirs, ours))
 
     def _write(self, parameter: Tensor, copy: Tensor) -> None:
         parameter.copy_(copy)

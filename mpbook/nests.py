@@ -111,11 +111,16 @@ def chunks(nest: Any, parts: int) -> list[Any]:
         ValueError: as `length`.
     """
     size = length(nest) // parts
+    return [rows(nest, slice(index * size, (index + 1) * size)) for index in range(parts)]
 
-    def part(index: int) -> Callable[[Tensor], Tensor]:
-        return lambda t: t[index * size : (index + 1) * size] if t.dim() else t
 
-    return [mapped(part(index), nest) for index in range(parts)]
+def rows(nest: Any, chosen: slice) -> Any:
+    """Some examples of a batch; what has no dimension is in each part.
+
+    >>> rows({"x": torch.arange(4), "scale": torch.tensor(2)}, slice(1, 3))
+    {'x': tensor([1, 2]), 'scale': tensor(2)}
+    """
+    return mapped(lambda t: t[chosen] if t.dim() else t, nest)
 
 
 def real_floats_to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

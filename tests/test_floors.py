@@ -15,14 +15,15 @@ from visits import ROOT
 
 FLOORS = [
     {"notebook", "optimizers", "device_facts", "tf32", "nests", "copies", "synonyms", "lint"},
-    {"plots", "device", "models", "decoder", "data"},
+    {"plots", "device", "models", "decoder", "data", "shards"},
     {"formats"},
     {"low_precision"},
     {"precision"},
     {"loss_scaling", "master_weights", "autocast"},
     {"watch"},
     {"cost"},
-    {"training", "many_gpus", "diagnosis"},
+    {"training", "diagnosis"},
+    {"many_gpus"},
     {"evidence"},
     {"explorers", "exercises"},
     {"peers", "doctor"},

@@ -59,8 +59,9 @@ def parts_of(tensor: Tensor) -> Iterator[Tensor]:
     """
     if tensor.layout is torch.strided:
         if hasattr(tensor, "__tensor_flatten__"):
-            for name in tensor.__tensor_flatten__()[0]:
-                yield from parts_of(getattr(tensor, name))
+            for inner in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+                if isinstance(inner, Tensor):  # a DTensor names its mesh too
+                    yield from parts_of(inner)
         else:
             yield tensor
     elif tensor.layout is torch.sparse_coo:

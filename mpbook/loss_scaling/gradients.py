@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mpbook.shards import groups_of, own_part
+
 
 class AnyOptimizer(Protocol):
     """A `torch.optim.Optimizer`, or a wrapper that looks like one.
@@ -47,7 +49,7 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
     everything before, so look at the *last* name first.  If it is the last layer of the model, so
     that every name is there, look at the loss: the forward pass may have overflowed already.
 
-    It waits for the device once.
+    It waits for the device once.  Under `fully_shard` all ranks have to call it, and get the same.
 
     Raises:
         ValueError: a model without any gradient.
@@ -72,6 +74,9 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether no element is infinite or NaN, as a tensor on the first one's device.
 
+    Of tensors that ranks hold parts of, whether none is on any rank: all of them have to ask, and
+    get the same answer.
+
     >>> all_finite([torch.ones(2), torch.tensor([[1.0, -torch.inf]])])
     tensor(False)
     """
@@ -79,13 +84,15 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def numbers_of(gradient: Tensor) -> Tensor:
-    """A gradient as a dense tensor of real numbers: of a sparse one, those that it holds.
+    """A gradient as a dense tensor of real numbers: of a sparse or shared one, those that it holds.
 
-    A sparse gradient may hold several numbers for one place; they are added up.
+    A shared gradient holds this rank's part (`mpbook.shards`).  A sparse one may hold several
+    numbers for one place; they are added up.
 
     >>> numbers_of(torch.tensor([3 + 4j]))
     tensor([[3., 4.]])
     """
+    gradient = own_part(gradient)
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient
@@ -99,4 +106,9 @@ def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
     extremes = [(t if t.numel() else t.new_zeros(1)).aminmax() for t in values]
     device = tensors[0].device
     flat = torch.stack([value.to(device) for pair in extremes for value in pair])
-    return flat.isfinite().view(-1, 2).all(dim=1)
+    finite = flat.isfinite().view(-1, 2).all(dim=1)
+    for group in groups_of(tensors):  # one rank's infinity is everybody's
+        flags = finite.int()
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MIN, group=group)
+        finite = flags.bool()
+    return finite

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpbook.loss_scaling.gradients import AnyOptimizer, all_finite, gradients_of
 from mpbook.precision import as_float32, checked_loss_scale
+from mpbook.shards import own_part
 
 INITIAL_SCALE = 2.0**16
 """Where a loss scale starts, unless it is told otherwise: here and in `torch.amp.GradScaler`."""
@@ -112,11 +113,11 @@ class StaticLossScaler:
             )
         # A sparse gradient holds its numbers, and perhaps several for one place, in a dense tensor.
         values = [g._values() if g.is_sparse else g for g in gradients]
-        finite = all_finite(values)
+        finite = all_finite(values)  # on all ranks, where each holds a part
         # The reciprocal of a scale that is no power of two is rounded once, as in GradScaler.
         inverse = as_float32(1 / self.loss_scale) if self.loss_scale else math.inf
         for value in values:
-            value.mul_(inverse)
+            own_part(value).mul_(inverse)
         return finite
 
     def step(self, optimizer: AnyOptimizer, closure: None = None) -> bool:

@@ -4,6 +4,7 @@
   the only variable; `settings` is what a run is asked to do, `run` what it did.
 * `mpbook.training.environment` sets the global switches, `mpbook.training.resume` saves a run and
   goes on from it.
+* `mpbook.training.parallel` shares a run among ranks, under torch's DDP or FSDP2.
 * `mpbook.training.comparison_runs` runs it over precisions and seeds, `mpbook.training.nudge` makes
   the control.
 * `mpbook.training.comparison` says what the runs show, `mpbook.training.paired` what differences

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_VERSION = 2
+_VERSION = 3
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

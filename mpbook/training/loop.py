@@ -24,11 +24,12 @@ from mpbook.device import name as device_name
 from mpbook.device import pick
 from mpbook.master_weights import Float32Updates
 from mpbook.models import parameter_count
-from mpbook.nests import kind, length
+from mpbook.nests import kind
 from mpbook.notebook import Progress
 from mpbook.precision import Precision, as_precision
 from mpbook.training import resume
 from mpbook.training.environment import environment
+from mpbook.training.parallel import Parallel
 from mpbook.training.run import History, Run
 from mpbook.training.settings import Settings
 from mpbook.training.step import Trainer, prepare, training_step
@@ -43,6 +44,7 @@ def train(
     steps: int,
     device: str | torch.device | None = None,
     compile: bool = False,
+    parallel: Parallel | None = None,
     progress: bool = True,
     save_to: str | Path | None = None,
     save_every: int | None = None,
@@ -62,17 +64,24 @@ def train(
         steps: updates to make.
         device: ``"cuda"``, ``"cpu"`` or None for the best there is.
         compile: run the model and the loss through `torch.compile`.
+        parallel: on several ranks, torch's engine: a function that is given the copy and returns
+            ``DistributedDataParallel(copy)``, or the copy after ``fully_shard``.  Every rank calls
+            ``train`` with the same arguments and takes its part of each batch: ``batch_size`` is of
+            all ranks together.  See `mpbook.training.parallel`.
         progress: show a progress line to a person who waits; it leaves no trace.
-        save_to: where to keep a checkpoint, whole or not at all, at the end of the run.
+        save_to: where to keep a checkpoint, whole or not at all, at the end of the run: a file, or
+            with ``parallel`` a folder.
         save_every: keep one there every so many steps too.
-        resume_from: a checkpoint of a run with the same model and settings, to go on from bit for
-            bit; ``steps`` counts from the beginning of that run.
+        resume_from: a checkpoint of a run with the same model and settings, to go on from, on the
+            same number of ranks bit for bit; ``steps`` counts from the beginning of that run.
         **settings: see `Settings`: batch_size, accumulation_steps, learning_rate, optimizer ...
 
     Raises:
         ValueError: a setting out of range, a model with nothing to train, a checkpoint of another
-            model or other settings.
-        RuntimeError: no such device, or a checkpoint that cannot be read.
+            model or other settings; on several ranks, what they could not train the same.
+        RuntimeError: no such device, a checkpoint that cannot be read, or ``parallel`` without a
+            process group.
+        TypeError: data without the methods, or ``parallel`` that is no function to an engine.
     """
     precision, chosen = as_precision(precision), pick(device)
     options = Settings(steps=steps, **settings)
@@ -81,12 +90,16 @@ def train(
         raise ValueError(f"save_every={save_every}: expected at least 1, and save_to, the file")
     data = data.to(chosen)
     with environment(precision, options, chosen):
-        trainer = prepare(model, precision, options, chosen, compile=compile)
+        trainer = prepare(model, precision, options, chosen, compile=compile, parallel=parallel)
         run = Run(precision, _config(model, data, trainer), model=trainer.model)
+        asked = {"steps": steps, "save_to": save_to, "save_every": save_every}
+        asked |= {"resume_from": resume_from, "data": data.name}
+        resume.check_ranks_agree(trainer, run, asked)
         if resume_from is not None:
             resume.load(Path(resume_from), trainer, run)
         save = partial(resume.save, Path(save_to), trainer, run) if save_to is not None else None
-        _loop(trainer, data, run, save=save, save_every=save_every, progress=progress)
+        shown = progress and trainer.ranks.number == 0
+        _loop(trainer, data, run, save=save, save_every=save_every, progress=shown)
         if not run.stopped_on_nan:  # else the last good checkpoint is worth more
             _validate(trainer, data, run)
             if save:
@@ -245,13 +258,15 @@ def _validate(trainer: Trainer, data: Data, run: Run) -> None:
     trainer.model.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in data.validation(trainer.settings.batch_size):
-        inputs, targets = _pair(batch)
-        examples = length((inputs, targets))
-        total += trainer.loss(inputs, targets).double().cpu() * examples
+        inputs, targets, examples = trainer.ranks.held_out_share(*_pair(batch))
+        loss = trainer.loss(inputs, targets).double().cpu()
+        total += loss * examples if examples else 0.0  # not even NaN of one that does not count
         count += examples
     trainer.model.train()
+    sums = torch.tensor([total, count], dtype=torch.float64, device=trainer.device)
+    total, count = trainer.ranks.total(sums).tolist()
     if count:
-        run.validation_losses.append((run.steps, (total / count).item()))
+        run.validation_losses.append((run.steps, total / count))
 
 
 def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
@@ -265,6 +280,8 @@ def _config(model: nn.Module, data: Data, trainer: Trainer) -> dict[str, Any]:
         "settings": trainer.settings.as_dict(),
         "optimizer": resume.optimizer_options(trainer.optimizer),
         "compile": trainer.compiled,
+        "parallel": trainer.ranks.kind,
+        "ranks": trainer.ranks.count,
         "device": device_name(trainer.device),
         "torch": torch.__version__,
     }

@@ -26,7 +26,8 @@ class Run:
     from 0, and fraction of `mpbook.watch.lost_updates`, but for steps without any update.
     ``seconds`` covers the training steps only, that counting included.  ``memory`` is counted from
     tensors, by category; ``peak_memory_bytes`` is what CUDA's allocator reports, or on a CPU, which
-    keeps no count, the sum of ``memory``.
+    keeps no count, the sum of ``memory``.  On several ranks time and memory are this rank's, and
+    under `fully_shard` the gathered weights are part of what is saved for the backward pass.
     """
 
     precision: Precision

@@ -12,6 +12,9 @@ unless ``parameter.grad_dtype`` says otherwise:
 * float32 weights, autocast included: float32.  (Autocast casts the weights anew each time.)
 * 16-bit weights, with master weights or without: 16 bits, and every addition rounds.  The
   relative error grows with their number.
+
+On several ranks every micro-batch is cut into a part for each (`mpbook.training.parallel`), and the
+gradients are averaged once, after the last.
 """
 
 from __future__ import annotations
@@ -31,12 +34,25 @@ from mpbook.low_precision import advance, convert
 from mpbook.master_weights import cured
 from mpbook.nests import called, chunks, length, mapped, real_floats_to, tensors
 from mpbook.precision import Precision, autocast, cast_module
+from mpbook.shards import groups_of, own_part
+from mpbook.training.parallel import (
+    ALONE,
+    Parallel,
+    Ranks,
+    check_not_parallel_yet,
+    check_optimizer,
+    share_among_ranks,
+)
 from mpbook.training.settings import Loss, Settings
 
 
 @dataclass
 class Trainer:
-    """What changes during a run: the model, the optimizer, the loss scale, the random states."""
+    """What changes during a run: the model, the optimizer, the loss scale, the random states.
+
+    On several ranks ``model`` is the module itself, without DDP's wrapper, and ``autocast`` the
+    precision that is left for it where a policy of `fully_shard` casts.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -46,6 +62,8 @@ class Trainer:
     device: torch.device
     generator: torch.Generator
     compiled: bool = False
+    ranks: Ranks = ALONE
+    autocast: Precision | None = None
 
     def __post_init__(self) -> None:
         # The loss function too: float32 logits are the largest tensor of a language model.
@@ -53,7 +71,8 @@ class Trainer:
 
     def loss(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of a batch: the model in its precision, the loss function in float32."""
-        return self._loss_of(self.model, self.precision, self.settings.loss, inputs, targets)
+        model, precision = self.ranks.engine or self.model, self.autocast or self.precision
+        return self._loss_of(model, precision, self.settings.loss, inputs, targets)
 
 
 def loss_of(
@@ -78,21 +97,28 @@ def training_step(
 ) -> tuple[Tensor, Tensor, bool]:
     """One step of training: the recipe of this book.
 
+    Args:
+        trainer: of `prepare`.
+        inputs: of the batch; on several ranks of the whole one, of which each takes its part.
+        targets: of the same batch.
+
     Returns:
-        The loss, a mean over the micro-batches, and the norm of the unscaled gradients, as
-        0-dimensional float32 tensors, and whether the weights were updated.
+        The loss, a mean over the micro-batches and the ranks, and the norm of the unscaled
+        gradients, as 0-dimensional float32 tensors, and whether the weights were updated.
 
     Raises:
-        ValueError: a batch that does not divide into the micro-batches.
+        ValueError: a batch that does not divide into the micro-batches, or one of those that does
+            not divide among the ranks.
     """
-    scaler, optimizer = trainer.scaler, trainer.optimizer
+    scaler, optimizer, ranks = trainer.scaler, trainer.optimizer, trainer.ranks
     micro_batches = split(inputs, targets, trainer.settings.accumulation_steps)
     optimizer.zero_grad()
 
     total = torch.zeros((), device=trainer.device)
-    for some_inputs, some_targets in micro_batches:
-        loss = trainer.loss(some_inputs, some_targets) / len(micro_batches)  # forward in 16 bits
-        scaler.scale(loss).backward()  # backward in 16 bits
+    for number, micro_batch in enumerate(micro_batches, 1):
+        with ranks.accumulating(last=number == len(micro_batches)):
+            loss = trainer.loss(*ranks.share(*micro_batch)) / len(micro_batches)  # in 16 bits
+            scaler.scale(loss).backward()  # in 16 bits
         total += loss.detach()
 
     scaler.unscale_(optimizer)  # in float32
@@ -103,8 +129,9 @@ def training_step(
 
     updated = scaler.step(optimizer)  # in float32, if the weights are
     scaler.update()
+    ranks.agree_on_amax(trainer.model)
     advance(trainer.model)  # the delayed scales of quantised layers, if there are any
-    return total, norm, updated
+    return ranks.total(total) / ranks.count, norm, updated
 
 
 def split(inputs: Any, targets: Any, parts: int) -> list[tuple[Any, Any]]:
@@ -125,17 +152,22 @@ def split(inputs: Any, targets: Any, parts: int) -> list[tuple[Any, Any]]:
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, computed in float32."""
+    """Euclidean norm of all gradients together, computed in float32; of all parts on all ranks."""
     numbers = map(numbers_of, gradients)
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in numbers]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
+    for group in groups_of(gradients):
+        square = norm.double().square()  # of any float32 number without overflow
+        torch.distributed.all_reduce(square, group=group)
+        norm = square.sqrt().float()
+    return norm
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, largest: float) -> None:
     """Scale the gradients down in place so that their norm is at most ``largest``."""
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        values = gradient._values() if gradient.is_sparse else gradient
+        values = gradient._values() if gradient.is_sparse else own_part(gradient)
         values.mul_(factor.to(values.dtype))
 
 
@@ -146,21 +178,29 @@ def prepare(
     device: torch.device,
     *,
     compile: bool = False,
+    parallel: Parallel | None = None,
 ) -> Trainer:
     """A copy of the model in its precision, with optimizer, loss scaler and generators.
 
     For a loop of your own around `training_step`; run it inside `environment`.
 
     Raises:
-        ValueError: a model with nothing to train.
+        ValueError: a model with nothing to train; with ``parallel``, as `share_among_ranks`.
+        RuntimeError, TypeError: as `share_among_ranks`.
     """
+    check_not_parallel_yet(model)
     copied = deep_copy(model, what="model")
     ours = cast_module(copied.to(device), precision.parameter_dtype).train()
     if not any(p.requires_grad for p in ours.parameters()):
         raise ValueError(f"model: {type(model).__name__} has no trainable parameters")
     if precision.recipe is not None:
         ours = convert(ours, precision.recipe)
+    ranks, left = ALONE, precision
+    if parallel is not None:
+        ranks, left = share_among_ranks(ours, parallel, precision)
+        ranks.seed(settings.seed)
     made = settings.make_optimizer(ours)
+    check_optimizer(made, ranks)
     optimizer = cured(made, precision.weight_update, seed=settings.seed + 1)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -173,6 +213,8 @@ def prepare(
         device=device,
         generator=torch.Generator().manual_seed(settings.seed),
         compiled=compile,
+        ranks=ranks,
+        autocast=left,
     )
 
 

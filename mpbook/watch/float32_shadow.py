@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from mpbook.copies import deep_copy
 from mpbook.master_weights import SIXTEEN_BIT, in_float32, parameters_of, without_hooks
+from mpbook.shards import own_part
 
 
 def moves_in_float32(
     optimizer: torch.optim.Optimizer, parameters: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where the coming step would move a float32 weight, and where that would be finite."""
+    """Where the coming step would move a float32 weight, and where that would be finite.
+
+    Of weights that ranks share, this rank's parts.
+    """
     shadow, stands_in = _float32_shadow(optimizer)
     step: Any = type(optimizer).step
     if hasattr(step, "hooked"):  # hooks on all optimizers are not meant for shadows
@@ -26,8 +30,9 @@ def moves_in_float32(
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         step(shadow)
-    moved = [stands_in[p] for p in parameters]
-    moves = [differ(new, p.to(new.dtype)) for new, p in zip(moved, parameters, strict=True)]
+    moved = [own_part(stands_in[p]) for p in parameters]
+    parts = map(own_part, parameters)
+    moves = [differ(new, p.to(new.dtype)) for new, p in zip(moved, parts, strict=True)]
     return moves, [new.isfinite() for new in moved]
 
 

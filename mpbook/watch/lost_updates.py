@@ -44,6 +44,7 @@ from mpbook.master_weights import (
     parameters_of,
 )
 from mpbook.notebook import Table
+from mpbook.shards import groups_of, is_shared, own_part
 from mpbook.watch.float32_shadow import differ, moves_in_float32
 from mpbook.watch.optimizer_steps import told_to_skip, with_wrapped
 
@@ -157,7 +158,8 @@ def updates_lost(
     Training goes on exactly as without: not a bit of weights, optimizer or random state differs.
     Any torch optimizer whose step needs no closure will do, over float16, bfloat16 or float32
     parameters, and any wrapper of `mpbook.master_weights`, also inside the wrapper of another
-    library.  A step that is skipped, or that fails, is not counted.
+    library.  A step that is skipped, or that fails, is not counted.  Under `fully_shard` every rank
+    has to watch, and the counts are those of all ranks.
 
     Args:
         model: whose parameters the optimizer updates; they are counted under its names.
@@ -251,7 +253,7 @@ class _Watch:
             return
         self.stored = [[tensor.clone() for tensor in self._stored(p)] for p in self.parameters]
         if self.wrapper is not None:
-            self.start = [tensor.clone() for tensor in self.updating]
+            self.start = [own_part(tensor).clone() for tensor in self.updating]
         elif any(closure is not None for closure in (*args[1:], *kwargs.values())):
             raise ValueError("closure: gradients that step() computes itself cannot be watched")
         else:
@@ -261,8 +263,9 @@ class _Watch:
     def updated(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Note what a wrapped optimizer has changed in float32, before it is rounded."""
         if self.start:
-            self.moves = list(map(differ, self.updating, self.start))
-            self.sound = [tensor.isfinite() for tensor in self.updating]
+            updated = list(map(own_part, self.updating))
+            self.moves = list(map(differ, updated, self.start))
+            self.sound = [tensor.isfinite() for tensor in updated]
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -273,19 +276,30 @@ class _Watch:
             given = (self.parameters, self.stored, self.moves, self.sound)
             counts = [self._count(*one) for one in zip(*given, strict=True)]
             self.lost.steps.append(self.steps)
-            self.lost.counts.append(_stacked(counts))
+            self.lost.counts.append(self._on_all_ranks(counts))
             broken = [
-                _broken(p, old[0]) for p, old in zip(self.parameters, self.stored, strict=True)
+                _broken(own_part(p), old[0])
+                for p, old in zip(self.parameters, self.stored, strict=True)
             ]
-            self.lost.nonfinite_counts.append(_stacked(broken))
+            self.lost.nonfinite_counts.append(self._on_all_ranks(broken))
         self.stored, self.start, self.moves, self.sound = [], [], [], []
         self.stepping = False
         self.steps += 1
 
     def _stored(self, parameter: Tensor) -> list[Tensor]:
-        """The weight, and what is kept beside it."""
+        """The weight, and what is kept beside it; of shared ones this rank's parts."""
         kept = {} if self.wrapper is None else self.wrapper.kept
-        return [parameter, kept[parameter]] if parameter in kept else [parameter]
+        tensors = [parameter, kept[parameter]] if parameter in kept else [parameter]
+        return list(map(own_part, tensors))
+
+    def _on_all_ranks(self, counts: list[Tensor]) -> Tensor:
+        """Counts of all parameters on the device of the first; of shared ones, of all ranks."""
+        mine = torch.stack([count.to(counts[0].device) for count in counts])
+        total = mine.clone()
+        for group in groups_of(self.parameters):
+            torch.distributed.all_reduce(total, group=group)
+        shared = torch.tensor([is_shared(p) for p in self.parameters], device=mine.device)
+        return torch.where(shared[:, None], total, mine)
 
     def _count(
         self, parameter: Tensor, stored: list[Tensor], moves: Tensor, sound: Tensor
@@ -296,13 +310,8 @@ class _Watch:
         lost = moves & ~torch.stack(changes).any(0)
         if isinstance(self.wrapper, StochasticRounding):
             lost = torch.zeros_like(lost)  # another draw would have moved it
-        lost |= moves & sound & ~parameter.isfinite()
+        lost |= moves & sound & ~own_part(parameter).isfinite()
         return torch.stack([moves.sum(), lost.sum(), unmoved.sum()])
-
-
-def _stacked(counts: list[Tensor]) -> Tensor:
-    """Counts of all parameters on the device of the first."""
-    return torch.stack([count.to(counts[0].device) for count in counts])
 
 
 def _broken(parameter: Tensor, before: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_files_that_mpbook_did_not_write_are_refused(tmp_path):
         checkpoint_files.load(tmp_path / "absent.pt")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, None])
 def test_a_checkpoint_of_another_version_is_refused(version, tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"mpbook_checkpoint": version}, path)

@@ -1,5 +1,7 @@
 """One step: its scaler, its optimizer, its clipping."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from training_cases import CURES, data, model
 from mpbook.loss_scaling import DynamicLossScaler, NoLossScaler, StaticLossScaler
 from mpbook.master_weights import KahanSummation, MasterWeights, StochasticRounding
 from mpbook.precision import PRECISIONS, Precision, as_precision
-from mpbook.training import prepare, training_step
+from mpbook.training import prepare, step, training_step
+from mpbook.training.parallel import Ranks
 from mpbook.training.settings import Settings
 from mpbook.training.step import clip, gradient_norm
 
@@ -94,3 +97,26 @@ def test_each_weight_update_has_its_optimizer():
         )
     trainer = prepare(model(), PRECISIONS["bf16-true"], Settings(steps=1), cpu)
     assert type(trainer.optimizer) is torch.optim.AdamW
+
+
+def test_before_delayed_scales_move_all_ranks_agree_on_what_they_saw(monkeypatch):
+    calls = []
+    monkeypatch.setattr(Ranks, "agree_on_amax", lambda ranks, model: calls.append("agree"))
+    monkeypatch.setattr(step, "advance", lambda model: calls.append("advance"))
+    trainer = prepare(model(), PRECISIONS["32-true"], Settings(steps=1), torch.device("cpu"))
+    training_step(trainer, *data().sample(16, trainer.generator))
+    assert calls == ["agree", "advance"]
+
+
+def test_gradients_travel_once_a_step_after_the_last_micro_batch(monkeypatch):
+    lasts = []
+
+    def accumulating(ranks, *, last):
+        lasts.append(last)
+        return nullcontext()
+
+    monkeypatch.setattr(Ranks, "accumulating", accumulating)
+    settings = Settings(steps=1, accumulation_steps=3, batch_size=4)
+    trainer = prepare(model(), PRECISIONS["32-true"], settings, torch.device("cpu"))
+    training_step(trainer, *data().sample(12, trainer.generator))
+    assert lasts == [False, False, True]
