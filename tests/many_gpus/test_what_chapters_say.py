@@ -17,6 +17,21 @@ from mpbook.many_gpus.launch import launch_all
 # ruff: noqa: F821  a program's imports come from `mpbook.many_gpus.program_text.PRELUDE`
 
 
+CLUSTER = {
+    "MASTER_ADDR": "no-such-host",
+    "RANK": "7",
+    "WORLD_SIZE": "9",
+    "LOCAL_RANK": "3",
+    "SLURM_PROCID": "7",
+    "SLURM_NTASKS": "9",
+    "PET_NNODES": "2",
+    "PET_NPROC_PER_NODE": "8",
+    "PET_NODE_RANK": "1",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+"""What a job of several machines finds set: by torchrun, SLURM and Kubernetes."""
+
+
 def sharded(dtype, **policy):
     torch.manual_seed(0)
     model = nn.Linear(8, 8, bias=False).to(dtype)
@@ -77,12 +92,21 @@ def ranks():
 
 
 @pytest.fixture(scope="module")
-def found(patience_s: float) -> Iterator[dict[str, list[Any]]]:
-    """What each rank found; the port that others would have taken is in use meanwhile."""
+def found(
+    patience_s: float, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, list[Any]]]:
+    """What each rank found, where much stands in the way.
+
+    The port that others would have taken is in use, the environment is one of a cluster's jobs, and
+    the folder has a space and a letter beyond ASCII in its name.
+    """
     with socket.socket() as taken, pytest.MonkeyPatch.context() as patch:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         patch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("a fol\u0111er")))
+        for name, value in CLUSTER.items():
+            patch.setenv(name, value)
         helpers = [sharded, stored, scale_after_an_infinity]
         yield launch_all([*helpers, ranks, dtypes, infinity], patience_s=patience_s)
 
