@@ -1,6 +1,6 @@
-"""What the chapters say of DDP and FSDP2, tried by two ranks on a CPU; all in one start.
+"""What the chapters say of DDP and FSDP2, tried by ranks on a CPU; all in one start.
 
-The functions are programs: each runs on both ranks, in a process of its own.
+The functions are programs: each runs on every rank, in a process of its own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def infinity():
     }
 
 
-def ranks():
+def counted():
     other = torch.ones(1) * dist.get_rank()
     dist.all_reduce(other)
     return [dist.get_rank(), dist.get_world_size(), other.item()]
@@ -93,7 +93,7 @@ def ranks():
 
 @pytest.fixture(scope="module")
 def found(
-    patience_s: float, tmp_path_factory: pytest.TempPathFactory
+    ranks: int, patience_s: float, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, list[Any]]]:
     """What each rank found, where much stands in the way.
 
@@ -108,12 +108,13 @@ def found(
         for name, value in CLUSTER.items():
             patch.setenv(name, value)
         helpers = [sharded, stored, scale_after_an_infinity]
-        yield launch_all([*helpers, ranks, dtypes, infinity], patience_s=patience_s)
+        yield launch_all([*helpers, counted, dtypes, infinity], ranks=ranks, patience_s=patience_s)
 
 
 def test_every_rank_answers_for_each_program_and_for_no_helper(found: Any) -> None:
-    assert list(found) == ["ranks", "dtypes", "infinity"]
-    assert found["ranks"] == [[0, 2, 1.0], [1, 2, 1.0]]
+    assert list(found) == ["counted", "dtypes", "infinity"]
+    ranks = len(found["counted"])
+    assert found["counted"] == [[r, ranks, float(sum(range(ranks)))] for r in range(ranks)]
 
 
 def test_a_float32_model_keeps_float32_shards_gradients_and_state(found: Any) -> None:
@@ -140,4 +141,5 @@ def test_without_reduce_dtype_gradients_were_reduced_in_param_dtype_before_torch
 def test_an_infinity_of_one_rank_makes_the_plain_scaler_back_off_on_all(
     found: Any, engine: str
 ) -> None:
-    assert [rank[engine] for rank in found["infinity"]] == [[512.0, True], [512.0, True]]
+    assert len(found["infinity"]) > 1
+    assert all(rank[engine] == [512.0, True] for rank in found["infinity"])
