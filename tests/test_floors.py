@@ -16,7 +16,7 @@ from visits import ROOT
 FLOORS = [
     {"notebook", "optimizers", "device_facts", "tf32", "nests", "copies", "synonyms", "lint"},
     {"plots", "device", "models", "decoder", "data", "shards"},
-    {"formats"},
+    {"formats", "distributed"},
     {"low_precision"},
     {"precision"},
     {"loss_scaling", "master_weights", "autocast"},

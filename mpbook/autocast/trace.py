@@ -32,6 +32,7 @@ from mpbook.autocast.trace_recorder import Recorder
 from mpbook.autocast.trace_report import LOSS, Trace
 from mpbook.copies import deep_copy
 from mpbook.device import matmul_emulation, pick
+from mpbook.distributed import BEFORE_SHARDING, refuse_sharded, without_data_parallel
 from mpbook.nests import mapped, real_floats_to, tensors
 from mpbook.precision import Precision, as_precision, autocast, cast_module
 
@@ -51,7 +52,8 @@ def trace_dtypes(
     so do the random numbers to come.
 
     Args:
-        model: any module, on a CPU or a CUDA GPU.  A compiled one is traced as it was before.
+        model: any module, on a CPU or a CUDA GPU.  A compiled one is traced as it was before, and
+            so is the one inside of DistributedDataParallel: dtypes are the same on every rank.
         batch: a tensor, a tuple of positional or a mapping of keyword arguments, or any other
             nest as one argument, on the model's device.
         precision: a `Precision` or the name of one.
@@ -63,7 +65,7 @@ def trace_dtypes(
         UserWarning: 16-bit parameters under a mixed precision, which has float32 ones.
 
     Raises:
-        ValueError: a device that is neither, an unknown precision.
+        ValueError: a device that is neither, an unknown precision, a sharded model.
         RuntimeError: a GPU without bfloat16, asked for it.
         Exception: whatever the model raises.
     """
@@ -73,7 +75,8 @@ def trace_dtypes(
             f'precision="{precision.name}": a trace says what autocast casts, and its recipe '
             'quantises after that; trace "bf16-mixed", of the model as it is or converted'
         )
-    original = getattr(model, "_orig_mod", model)  # a compiled model wraps the one it came from
+    original = _unwrapped(model)
+    refuse_sharded(original, instead=BEFORE_SHARDING)
     device = pick(_device(original, batch))
     _warn_of_narrow_weights(original, precision)
     ours = _uncompiled(deep_copy(original, what="model"))
@@ -111,6 +114,13 @@ def _watching(
         stack.enter_context(recorder.hooks())
         stack.enter_context(recorder)
         yield
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what compiles it or shares it among ranks, in either order."""
+    while (inner := getattr(without_data_parallel(model), "_orig_mod", None)) is not None:
+        model = inner
+    return without_data_parallel(model)
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

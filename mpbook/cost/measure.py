@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mpbook import nests
 from mpbook.cost.flops import Uncounted, formulas
+from mpbook.distributed import BEFORE_SHARDING, refuse_sharded
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ def parts_of(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def count_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each counted once; of sparse ones, their parts'."""
+    """Bytes of the storages behind the tensors, each counted once; of sparse ones, their parts'.
+
+    These are bytes of this process: of a tensor that ranks share, its own part's.
+    """
     parts = (part.untyped_storage() for tensor in tensors for part in parts_of(tensor))
     storages = {storage.data_ptr(): storage.nbytes() for storage in parts}
     storages.pop(0, None)  # a tensor without elements has no storage of its own
@@ -93,7 +97,11 @@ def saved_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
 
     Yields:
         A function that says how many bytes have been saved so far.
+
+    Raises:
+        ValueError: a sharded model, whose weights are put together anew to be saved.
     """
+    refuse_sharded(model, instead=BEFORE_SHARDING)
     held = (part for p in (*model.parameters(), *model.buffers()) for part in parts_of(p))
     own = {part.untyped_storage().data_ptr() for part in held}
     saved: dict[int, int] = {}

@@ -177,7 +177,8 @@ def measure_memory(
 
     Raises:
         TypeError: a batch that is no pair.
-        ValueError: two sizes that are none or the same, a model with nothing to train.
+        ValueError: two sizes that are none or the same, a model with nothing to train, or one
+            that ranks share.
 
     >>> from mpbook.models import MLP
     >>> batch = torch.randn(8, 16), torch.randint(4, (8,))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.copies import deep_copy
+from mpbook.distributed import BEFORE_SHARDING, is_data_parallel, refuse_sharded
 from mpbook.master_weights import Float32Updates, cured
 from mpbook.nests import called, length, mapped, real_floats_to, tensors
 from mpbook.optimizers import Hyperparameters, build
@@ -81,8 +82,14 @@ def prepare_step(
 
     Raises:
         TypeError: a batch that is no pair.
-        ValueError: a size below 1, a model with nothing to train.
+        ValueError: a size below 1, a model with nothing to train, or one that ranks share.
     """
+    refuse_sharded(model, instead=BEFORE_SHARDING)
+    if is_data_parallel(model):
+        raise ValueError(
+            f"model: a {type(model).__name__}, whose buckets and all-reduce are not a step's own; "
+            "expected model.module, and what lies between the ranks planned by mpbook.many_gpus"
+        )
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(f"batch: a {type(batch).__name__}, expected a pair (inputs, targets)")
     if batch_size < 1:

@@ -105,7 +105,8 @@ def module_step(
 
     Raises:
         TypeError: a batch that is no pair.
-        ValueError: sizes that are none or the same, a model with nothing to train.
+        ValueError: sizes that are none or the same, a model with nothing to train, or one
+            that ranks share.
     """
     if not 1 <= sizes[0] < sizes[1] or batch_size < 1:
         raise ValueError(

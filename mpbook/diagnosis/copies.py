@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mpbook import nests
 from mpbook.diagnosis.places import MODEL, Place
+from mpbook.distributed import is_data_parallel
 from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
 from mpbook.watch.watchable import compiled_parts
 
@@ -28,7 +29,7 @@ def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
         is_compiled = is_compiled or getattr(model, "_compiled_call_impl", None) is not None
         if hasattr(model, "_orig_mod"):
             model, is_compiled = model._orig_mod, True
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        elif is_data_parallel(model):
             model = model.module
         else:
             return model, [*([MODEL] if is_compiled else []), *compiled_parts(model)]

@@ -49,7 +49,7 @@ def diagnose(
     The model, its optimizer, its gradients and the random numbers stay as they are.
 
     Args:
-        model: any module, on a CPU or a GPU.
+        model: any module, on a CPU or a GPU; of DistributedDataParallel, the one inside.
         batches: a batch, or a list, generator or loader of them.  A tuple is ``(inputs...,
             target)`` or what ``forward`` takes; a mapping goes in by keyword.
         loss: a function of ``(output, batch)``, ``(output, target)`` or ``(output)``; None where
@@ -66,7 +66,7 @@ def diagnose(
 
     Raises:
         TypeError: a model or an optimizer that is none.
-        ValueError: no batch, a loss that is no scalar, an unknown format or card.
+        ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
         RuntimeError: a step that reaches past its arguments and trains the model itself.
         Exception: what the model raises in float32.
     """

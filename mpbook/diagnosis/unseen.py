@@ -7,12 +7,17 @@ from torch import nn
 from mpbook.diagnosis.places import MODEL
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.workload import Workload
+from mpbook.distributed import rank_and_ranks
 
 
 def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
     """Pairs of what was not seen, and where."""
     found = [("what later steps do: a few were run, on these batches", "")]
     found.append(("inside a kernel: a fused one (attention, cuDNN's LSTM) is one operator", ""))
+    rank, ranks = rank_and_ranks()
+    if ranks > 1:
+        what = "other ranks' batches, and the mean of all ranks' gradients: this is"
+        found.append((f"{what} rank {rank} of {ranks}", ""))
     for name in workload.compiled:
         what = "compiled code: it was run as written; compiled kernels keep float32 between the "
         found.append((f"{what}operators they fuse", name))

@@ -41,6 +41,7 @@ from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
+from mpbook.distributed import BEFORE_SHARDING, refuse_sharded
 from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.nests import mapped
 from mpbook.watch.optimizer_steps import with_wrapped
@@ -60,7 +61,7 @@ class Workload:
 
     Raises:
         TypeError: a model that is no module, an optimizer that is none.
-        ValueError: a model on the meta device.
+        ValueError: a model on the meta device, or one that is sharded.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Workload:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: a {type(model).__name__}; expected a torch.nn.Module")
         self.model, self.compiled = unwrapped(model)
+        refuse_sharded(self.model, instead=BEFORE_SHARDING)
         self.batches, self.loss, self.step, self.target = batches, loss, step, target
         self.device = device_of(self.model, batches)
         self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)

@@ -20,6 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mpbook.formats.checks import check_whole
+
 _QUIET = 0x40  # the first bit of the mantissa, set in a quiet NaN
 
 
@@ -40,6 +42,7 @@ def bfloat16_bits(x: Tensor) -> Tensor:
     """
     if x.dtype != torch.float32:
         raise TypeError(f"x: {x.dtype}, expected torch.float32")
+    check_whole(x)
     bits = x.view(torch.int32).long() & 0xFFFFFFFF
     last_kept = (bits >> 16) & 1
     rounded = (bits + 0x7FFF + last_kept) >> 16

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from mpbook.formats.block_description import BlockFormat, as_block_format
-from mpbook.formats.checks import check_out, check_tensor
+from mpbook.formats.checks import check_out, check_tensor, check_whole
 from mpbook.formats.codes import encode_tensor
 from mpbook.formats.counter_hash import draw_keys
 from mpbook.formats.description import FloatFormat, Rounding, check_rounding
@@ -388,5 +388,7 @@ def signal_to_noise_db(x: Tensor, y: Tensor) -> float:
     if x.shape != y.shape or x.numel() == 0:
         shapes = f"x has shape {tuple(x.shape)}, y {tuple(y.shape)}"
         raise ValueError(f"{shapes}: expected two tensors of the same shape, not empty")
+    for name, tensor in (("x", x), ("y", y)):
+        check_whole(tensor, name)
     signal, noise = x.double().square().sum(), (x.double() - y.double()).square().sum()
     return math.inf if noise == 0 else 10 * torch.log10(signal / noise).item()

@@ -5,15 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mpbook.shards import is_shared
+
 
 def check_tensor(x: Tensor, generator: torch.Generator | None = None) -> None:
     """Refuse what is no real floating-point tensor, or is not on the generator's device."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: expected a torch.Tensor")
+    check_whole(x)
     if not x.is_floating_point():
         raise TypeError(f"x has dtype {x.dtype}: expected a real floating-point tensor")
     if generator is not None and generator.device.type != x.device.type:
         raise ValueError(f"generator is on {generator.device}, x on {x.device}: use one device")
+
+
+def check_whole(x: Tensor, name: str = "x") -> None:
+    """Refuse a tensor of which this rank holds a part."""
+    if is_shared(x):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, of which this rank holds a part: expected "
+            f"{name}.to_local(), that part, or {name}.full_tensor(), which all ranks have to call"
+        )
 
 
 def check_out(out: Tensor, x: Tensor, dtype: torch.dtype) -> None:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from mpbook.formats.checks import check_tensor
+from mpbook.formats.checks import check_tensor, check_whole
 from mpbook.formats.description import FloatFormat, Overflow, Rounding, as_format, nan_code
 from mpbook.formats.rounding import round_to
 from mpbook.formats.rounding_steps import power_of_two
@@ -90,6 +90,7 @@ def decode_tensor(codes: Tensor, format: str | torch.dtype | FloatFormat) -> Ten
     format = as_format(format)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes has dtype {codes.dtype}: expected an integer tensor")
+    check_whole(codes, "codes")
     codes = codes.long()
     if bool(((codes < 0) | (codes >= 2**format.bits)).any()):
         raise ValueError(f"codes: {format.name} has codes 0 to {2**format.bits - 1}")

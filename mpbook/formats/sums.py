@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mpbook.formats.checks import check_whole
 from mpbook.formats.description import FloatFormat, Overflow, Rounding, as_format
 from mpbook.formats.rounding import round_to
 
@@ -72,6 +73,7 @@ def _terms(terms: Tensor, format: Format) -> Tensor:
     if not isinstance(terms, Tensor) or not terms.is_floating_point():
         kind = terms.dtype if isinstance(terms, Tensor) else type(terms).__name__
         raise TypeError(f"terms is {kind}: expected a real floating-point tensor")
+    check_whole(terms, "terms")
     if terms.dim() == 0:
         raise ValueError("terms has no dimension to sum over: expected shape (..., n)")
     format = as_format(format)
@@ -200,6 +202,7 @@ def exact_sum(terms: Tensor) -> float:
     >>> exact_sum(torch.tensor([1e8, 1.0, -1e8]))
     1.0
     """
+    check_whole(terms, "terms")
     if terms.dim() != 1:
         raise ValueError(f"terms has shape {tuple(terms.shape)}: expected one dimension")
     return math.fsum(terms.tolist())

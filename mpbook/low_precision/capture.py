@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mpbook.distributed import BEFORE_SHARDING, refuse_sharded, without_data_parallel
+
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``, the scalar whose gradients are looked at."""
 
@@ -68,15 +70,17 @@ def capture(
     and no hook stays.
 
     Args:
-        model: any module.
+        model: any module; of DistributedDataParallel, the one inside.
         batches: what ``loss`` takes, one after another.
         layers: names of `torch.nn.Linear` layers; all by default.
         loss: cross entropy of ``(inputs, targets)`` by default.
 
     Raises:
         ValueError: a name that is no linear layer, no batch, a loss that is no scalar with a
-            gradient, or a layer that the loss does not depend on.
+            gradient, a layer that the loss does not depend on, or a sharded model.
     """
+    model = without_data_parallel(model)
+    refuse_sharded(model, instead=BEFORE_SHARDING)
     chosen = _chosen(model, layers)
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from mpbook.distributed import refuse_sharded
 from mpbook.low_precision.linear import QuantizedLinear
 from mpbook.low_precision.native import check_native
 from mpbook.low_precision.recipes import Dimension, Recipe, as_recipe
@@ -33,6 +34,9 @@ def convert(model: nn.Module, recipe: str | Recipe, *, filter: Filter | None = N
     With delayed scaling, call `advance(model)` after each ``optimizer.step()``, or once and for
     all ``optimizer.register_step_post_hook(lambda *_: advance(model))``.
 
+    Each rank of several finds the scales of its own activations and gradients.  Convert first, then
+    wrap: DistributedDataParallel takes a converted model as it is, and so does `fully_shard`.
+
     Args:
         model: any module.
         recipe: a name in `RECIPES`, or a `Recipe`.
@@ -42,12 +46,13 @@ def convert(model: nn.Module, recipe: str | Recipe, *, filter: Filter | None = N
             `all_but_last` makes a filter.
 
     Raises:
-        ValueError: no layer is left to quantise, one is quantised by another recipe already, or its
-            features are no multiple of the recipe's blocks.
+        ValueError: no layer is left to quantise, one is quantised by another recipe already, its
+            features are no multiple of the recipe's blocks, or the model is sharded.
         TypeError: the filter chose a subclass, or a layer whose weight is not floating-point.
         RuntimeError: the recipe asks for the native engine, and the device lacks it.
     """
     recipe = as_recipe(recipe)
+    refuse_sharded(model, instead="convert(model, ...) first, and fully_shard(model) after it")
     chosen = _chosen(model, recipe, filter)
     if not chosen:
         raise ValueError(

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mpbook.distributed import BEFORE_SHARDING, is_data_parallel, refuse_sharded
 from mpbook.low_precision.linear import QuantizedLinear
 
 THRESHOLD = math.sqrt(3)
@@ -63,11 +64,17 @@ def read_gauge(model: nn.Module, loss: Callable[[], Tensor], *, draws: int = 8) 
         draws: how many; 2 or more.
 
     Raises:
-        ValueError: too few draws, a model without quantised layers, or one of which nothing is
-            rounded stochastically.
+        ValueError: too few draws, a model that ranks share, one without quantised layers, or one
+            of which nothing is rounded stochastically.
     """
     if draws < 2:
         raise ValueError(f"draws={draws}: expected 2 or more, to see a difference")
+    refuse_sharded(model, instead=BEFORE_SHARDING)
+    if is_data_parallel(model):
+        raise ValueError(
+            f"model: a {type(model).__name__}, whose gradients are averaged over the ranks only in "
+            "backward(); expected model.module, and a loss that calls that one"
+        )
     weights = [layer.weight for layer in model.modules() if isinstance(layer, QuantizedLinear)]
     if not weights:
         raise ValueError(f"model: no layer of {type(model).__name__} is quantised; convert it")

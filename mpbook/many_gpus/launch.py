@@ -3,7 +3,8 @@
 `launch` runs ``python -m torch.distributed.run --standalone``, torch's own engine, with as many
 processes as there are ranks.  It gives back one answer a rank, or raises `RankError` with the rank
 and its reason.  Either way it ends within its patience, and no process is left: the engine is asked
-to stop, then the ranks are, and each rank ends itself when its launcher is gone.
+to stop, then the ranks are killed with what they have started, and each rank ends itself when its
+launcher is gone.  After the first error of a rank the others have seconds to end, not the patience.
 
 It runs on Linux and macOS, on one machine.  Windows is refused: torch calls its support for it a
 prototype, and nothing of this was tried on it.
@@ -14,6 +15,7 @@ Taught in the chapter "Many GPUs".
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -21,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +36,15 @@ from mpbook.many_gpus.program_text import program_text
 from mpbook.many_gpus.rank import FOLDER, LAUNCHER, PATIENCE
 
 PROGRAMS = "mpbook.many_gpus.programs"
-_GRACE_S = 20.0  # for the engine to end its ranks, on a busy machine, before it is killed
+_GRACE_S = 20.0  # for the engine to end its ranks, on a busy machine, before they are killed
+_POLL_S = 0.5
+_LONGEST = 100_000  # characters of the options; Linux takes 128 KiB as one argument
+_OF_AN_ENGINE = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(PET|TORCHELASTIC)_.*)"
+)
+"""Variables of `torch.distributed.run`: they would be a cluster's, or of a launch around this."""
+
+_LAST_WORDS = re.compile(r"^(?!torch\.distributed)\w[\w.]*(?:Error|Exception): .*", re.MULTILINE)
 _EXIT = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 
 
@@ -87,10 +98,11 @@ def launch(
         What the program returned, in the order of the ranks.
 
     Raises:
-        RankError: a rank raised, died, or was too slow.
+        RankError: a rank raised, died, left without an answer, or was too slow.
         RuntimeError: no ranks can be started here.
+        TypeError: options that JSON cannot hold.
         ValueError: no such program, a function that needs something outside itself, less than one
-            rank, or more ranks than GPUs.
+            rank, more ranks than GPUs, or very long options.
     """
     if isinstance(program, str):
         _check_program(program)
@@ -145,6 +157,7 @@ def _run(
     patience_s: float,
 ) -> list[Any]:
     _check(ranks, device, patience_s)
+    given = _as_json(options or {})
     with tempfile.TemporaryDirectory(prefix="mpbook-ranks-") as name:
         folder = Path(name)
         if text is not None:
@@ -152,29 +165,53 @@ def _run(
             script.write_text(text, "utf-8")
             command = [str(script)]
         engine = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        engine += [f"--nproc-per-node={ranks}", "--local-addr=127.0.0.1", *command]
-        engine += [json.dumps(dict(options or {}))]
+        engine += ["--nnodes=1", f"--nproc-per-node={ranks}", "--local-addr=127.0.0.1"]
+        engine += [*command, given]
         with (
             (folder / "output").open("wb") as output,
             _engine(engine, _environment(folder, device, patience_s), output, folder) as process,
         ):
-            try:
-                code = process.wait(timeout=patience_s)
-            except subprocess.TimeoutExpired:
-                code = None
+            code = _wait(process, folder, patience_s)
         printed = (folder / "output").read_text("utf-8", errors="replace")
         if code != 0:
             raise _failure(folder, printed, ranks, patience_s if code is None else None)
+        for rank in range(ranks):
+            if not (folder / f"{rank}.answer").exists():
+                raise RankError(rank, "left without an answer, with exit code 0", printed)
         return [json.loads((folder / f"{rank}.answer").read_text()) for rank in range(ranks)]
+
+
+def _as_json(options: Mapping[str, Any]) -> str:
+    try:
+        given = json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"options={options!r}: expected what JSON can hold; {error}") from error
+    if len(given) > _LONGEST:
+        raise ValueError(
+            f"options: {len(given)} characters of JSON, expected at most {_LONGEST}; let the "
+            "program make or read its data itself"
+        )
+    return given
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, patience_s: float) -> int | None:
+    """The engine's exit code; None when its time is up, or that of the ranks after an error."""
+    until, failed = time.monotonic() + patience_s, False
+    while (left := until - time.monotonic()) > 0:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=min(left, _POLL_S))
+        if not failed and any(folder.glob("*.error")):
+            failed, until = True, min(until, time.monotonic() + _GRACE_S)
+    return None
 
 
 def _check(ranks: int, device: str, patience_s: float) -> None:
     if reason := cannot_launch():
         raise RuntimeError(reason)
-    if ranks < 1:
-        raise ValueError(f"ranks={ranks}: expected at least 1")
-    if patience_s <= 0:
-        raise ValueError(f"patience_s={patience_s}: expected more than 0")
+    if type(ranks) is not int or ranks < 1:
+        raise ValueError(f"ranks={ranks!r}: expected a whole number, at least 1")
+    if not 0 < patience_s < math.inf:
+        raise ValueError(f"patience_s={patience_s}: expected more than 0, and an end")
     if device not in ("cpu", "cuda"):
         raise ValueError(f'device={device!r}: expected "cpu" or "cuda"')
     if device == "cuda" and ranks > torch.cuda.device_count():
@@ -192,7 +229,8 @@ def _environment(folder: Path, device: str, patience_s: float) -> dict[str, str]
     loopback = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     if loopback:
         defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
-    return defaults | dict(os.environ) | ours
+    theirs = {k: v for k, v in os.environ.items() if not _OF_AN_ENGINE.fullmatch(k)}
+    return defaults | theirs | ours
 
 
 @contextmanager
@@ -213,12 +251,24 @@ def _engine(
     finally:
         process.terminate()  # it ends its ranks
         with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_GRACE_S / 4)
+        _kill_ranks(folder)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_GRACE_S)
         process.kill()
         process.wait()
-        for path in folder.glob("*.process"):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(int(path.read_text()), signal.SIGKILL)
+        _kill_ranks(folder)  # those that had not begun before
+
+
+def _kill_ranks(folder: Path) -> None:
+    """End the ranks, and what they have started and left running."""
+    for path in folder.glob("*.process"):
+        process, group = map(int, path.read_text().split())
+        with suppress(ProcessLookupError, PermissionError):
+            if process == group:  # the engine gives each rank a group of its own
+                os.killpg(group, signal.SIGKILL)
+            else:
+                os.kill(process, signal.SIGKILL)
 
 
 def _failure(folder: Path, printed: str, ranks: int, patience_s: float | None) -> RankError:
@@ -229,12 +279,13 @@ def _failure(folder: Path, printed: str, ranks: int, patience_s: float | None) -
     said = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.error")}
     for rank, code in ((int(a), int(b)) for a, b in _EXIT.findall(printed)):
         if rank not in said and code != -signal.SIGTERM:
-            return RankError(rank, _death(code), printed)
+            return RankError(rank, _death(code, printed), printed)
     if said:
         first = min(said, key=lambda rank: said[rank]["at"])
         return RankError(first, said[first]["reason"] + _others(folder, ranks), printed)
     if patience_s is not None:
-        return RankError(None, f"no answer within {patience_s:g} s", printed)
+        reason = f"no answer within {patience_s:g} s{_others(folder, ranks)}"
+        return RankError(None, reason, printed)
     last = printed.strip().splitlines()[-1:] or ["nothing was printed"]
     return RankError(None, f"the ranks did not start: {last[0]}", printed)
 
@@ -254,7 +305,9 @@ def _others(folder: Path, ranks: int) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code} and no reason"
-    return f"killed by {signal.Signals(-code).name}"
+def _death(code: int, printed: str) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    last = _LAST_WORDS.findall(printed)
+    words = f"; a rank's last words were: {last[-1]}" if last else ""
+    return f"ended with exit code {code} and no reason{words}"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import builtins
 import dis
+import functools
 import inspect
+import operator
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,7 @@ _LINES = [
     (line, set(re.split(r" as | import |^import ", line)[-1].split(", ")))
     for line in PRELUDE.splitlines()
 ]
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _KNOWN = set().union(*(names for _, names in _LINES))
 
 
@@ -49,8 +52,10 @@ def program_text(functions: Sequence[Callable[..., Any]], *, main: str | None) -
         raise ValueError("functions: none given")
     names = {function.__name__ for function in functions}
     sources = [_source(function, known=_KNOWN | names) for function in functions]
-    used = set().union(*(_used(function) for function in functions))
-    prelude = "\n".join(line for line, given in _LINES if used & given)  # FSDP's takes a second
+    flags = functools.reduce(operator.or_, map(_future_annotations, functions))
+    used = set().union(*(_used(source, flags) for source in sources))
+    lines = ["from __future__ import annotations"] if flags else []
+    lines += [line for line, given in _LINES if used & given]  # FSDP's takes a second
     if main is None:
         run = [f.__name__ for f in functions if not inspect.signature(f).parameters]
         calls = "".join(f"{name!r}: {name}(), " for name in run)
@@ -58,7 +63,7 @@ def program_text(functions: Sequence[Callable[..., Any]], *, main: str | None) -
         main = "run_all"
     last = "from mpbook.many_gpus.rank import run_rank\n\n    run_rank"
     end = f'if __name__ == "__main__":\n    {last}({main})'
-    return "\n\n".join([prelude, *sources, end]) + "\n"
+    return "\n\n".join(["\n".join(lines), *sources, end]) + "\n"
 
 
 def _source(function: Callable[..., Any], *, known: set[str]) -> str:
@@ -69,7 +74,8 @@ def _source(function: Callable[..., Any], *, known: set[str]) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except OSError:
         raise ValueError(f"{name}: its source is nowhere; define it in a cell or a file") from None
-    unknown = sorted(_used(function) - known - set(vars(builtins)))
+    used = _used(source, _future_annotations(function))
+    unknown = sorted(used - known - set(vars(builtins)))
     if unknown:
         raise ValueError(
             f"{name} uses {', '.join(unknown)}, which another process does not have: import or "
@@ -78,15 +84,23 @@ def _source(function: Callable[..., Any], *, known: set[str]) -> str:
     return source
 
 
-def _used(function: Callable[..., Any]) -> set[str]:
-    """The names that a function takes from outside itself."""
-    return {*function.__code__.co_freevars, *_globals(function.__code__)}
+def _future_annotations(function: Callable[..., Any]) -> int:
+    """The compiler's flag, where a module says ``from __future__ import annotations``, else 0."""
+    return function.__code__.co_flags & annotations.compiler_flag
+
+
+def _used(source: str, flags: int) -> set[str]:
+    """The names that a function takes from outside itself, for its signature and decorators too."""
+    return set(_globals(compile(source, "a program", "exec", flags, dont_inherit=True)))
 
 
 def _globals(code: CodeType) -> Iterator[str]:
-    """The global names that a function reads, those of the functions inside it included."""
+    """The names that code reads from outside, that of functions and classes inside it included."""
+    own: set[str] = set()  # a class's body finds its own names first
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if instruction.opname == "STORE_NAME":
+            own.add(instruction.argval)
+        elif instruction.opname in _LOADS and instruction.argval not in own:
             yield str(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

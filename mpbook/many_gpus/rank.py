@@ -64,7 +64,7 @@ def run_rank(main: Callable[..., Any], *, at_least: int = 1) -> None:
         if folder is not None:
             threading.Thread(target=_watch, daemon=True).start()
         with joined():
-            answer = json.dumps(main(**options))
+            answer = _as_json(main(**options))
             if folder is not None:  # before this rank leaves the group, which the others feel
                 _write(Path(folder) / f"{rank}.answer", answer)
     if folder is None:
@@ -96,13 +96,32 @@ def _reported() -> Iterator[None]:
     if folder is None:
         yield
         return
-    _write(Path(folder) / f"{rank}.process", str(os.getpid()))
+    _write(Path(folder) / f"{rank}.process", f"{os.getpid()} {os.getpgrp()}")
     try:
         yield
     except BaseException as error:
-        reason = {"at": time.time(), "reason": f"{type(error).__name__}: {error}"}
+        reason = {"at": time.time(), "reason": _in_words(error)}
         _write(Path(folder) / f"{rank}.error", json.dumps(reason))
         raise
+
+
+def _in_words(error: BaseException) -> str:
+    """The error's name and what it says; some say nothing, and some fail to."""
+    name = type(error).__name__
+    try:
+        return ": ".join(filter(None, (name, str(error))))
+    except Exception:
+        return name
+
+
+def _as_json(answer: Any) -> str:
+    try:
+        return json.dumps(answer)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the program returned a {type(answer).__name__} that JSON cannot hold: {error}; "
+            "return numbers, text, lists and dictionaries, of a tensor its tolist()"
+        ) from error
 
 
 def _watch() -> None:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mpbook.formats import FloatFormat, as_format
+from mpbook.formats.checks import check_whole
 from mpbook.watch.binades import MIDDLES, PARTS, Bin, BinCounter, borders
 
 if TYPE_CHECKING:
@@ -253,11 +254,13 @@ def log2_histogram(x: Tensor) -> Histogram:
     """The histogram of one tensor of any floating-point dtype and shape, on any device.
 
     Raises:
-        TypeError: not a real floating-point tensor.
+        TypeError: not a real floating-point tensor, or one of which this rank holds a part.
 
     >>> log2_histogram(torch.tensor([0.0, 1.0, -1.5, 2.0**-149])).counts
     {-149: 1, 0: 2}
     """
+    if isinstance(x, Tensor):
+        check_whole(x)
     counter = BinCounter()
     counter.add(x)
     return Histogram(*counter.counts())

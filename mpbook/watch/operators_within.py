@@ -136,6 +136,11 @@ class OperatorsWithin(TorchDispatchMode):
         finally:
             self._paused = before
 
+    def weight_is_at(self, name: str, weight: Tensor) -> None:
+        """A sharded weight has been put together, for a while, in other memory than before."""
+        self._weights = {at: n for at, n in self._weights.items() if n != name}
+        self._weights[_address(weight)] = name
+
     def enter(self, module: str, *, is_model: bool) -> None:
         """From here on a module is running; nothing else is, if it is the model itself."""
         if is_model:

@@ -30,6 +30,11 @@ What counts that you may not mean.  Every pass through the model counts, whoever
 discriminator of a GAN also runs in the generator's step, and those gradients are no part of its
 own.  Leave a pass out by ``with probe.paused():``.
 
+Several ranks.  Under DistributedDataParallel and `fully_shard` each rank counts what it sees: its
+own batches, and a weight gradient as its own backward pass made it, before the ranks' mean is
+taken.  Of a sharded weight it counts its part.  So no rank reads its own counts by accident: every
+one calls `over_ranks`, and has a report of all.
+
 What it costs.  Counting takes a few operations an element, in float64 on a GPU, which is not
 waited for, but by a fused optimizer under a `torch.amp.GradScaler`; `updates` keep a copy of the
 weights during the optimizer's step.  ``every=10`` watches every tenth step, at a tenth of the cost.
@@ -46,18 +51,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpbook.distributed import is_another_copy
+from mpbook.shards import is_shared, own_part
 from mpbook.watch.binades import BinCounter
 from mpbook.watch.histograms import Histogram
 from mpbook.watch.operators_within import OperatorsWithin
 from mpbook.watch.optimizer_steps import StepWatch, grouped, held_besides
-from mpbook.watch.report import KINDS, OF_MODULES, Kind, Report, Sights
+from mpbook.watch.over_ranks import RankReport
+from mpbook.watch.report import KINDS, OF_MODULES, Kind, Sights
 from mpbook.watch.rounded_sums import RoundedSums, channel_of
+from mpbook.watch.unsharded_weights import await_unsharded
 from mpbook.watch.watchable import (
     Entered,
     Scale,
     check_model,
     check_optimizer,
     check_scale,
+    check_sharding,
     chosen_modules,
     compiled_parts,
     floating_tensors,
@@ -66,7 +76,7 @@ from mpbook.watch.watchable import (
 )
 
 
-class Probe(Report):
+class Probe(RankReport):
     """Counts the numbers of a model while it trains; a context manager that leaves no hook behind.
 
     A step ends with ``optimizer.step()``; without an optimizer, each call of the model is one.  A
@@ -86,7 +96,9 @@ class Probe(Report):
     Raises:
         TypeError: an optimizer without ``param_groups`` or a ``step``.
         ValueError: an unknown kind, ``updates`` without an optimizer, an optimizer of other
-            parameters, a loss scale out of range, a compiled model.
+            parameters, a loss scale out of range, a compiled model, one that is sharded by
+            tensor parallelism or by FSDP1.
+        RuntimeError: counts are read of one rank of several; `over_ranks` has those of all.
     """
 
     def __init__(
@@ -115,6 +127,7 @@ class Probe(Report):
         self._hooked: set[str] = set()
         self._before: dict[str, Tensor] = {}
         self._paused = False
+        self._unsharded: dict[str, Tensor] = {}
         self._within = OperatorsWithin(model, lambda: self._watching)
         self._sums, self._inputs = RoundedSums(), BinCounter()
         self._check()
@@ -123,6 +136,7 @@ class Probe(Report):
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every={self.every!r}: expected a whole number of steps, at least 1")
         check_model(self.model)
+        check_sharding(self.model)
         if self.optimizer is None:
             if "updates" in self.kinds:
                 raise ValueError('kinds: "updates" need an optimizer, whose steps make them')
@@ -134,6 +148,7 @@ class Probe(Report):
     def __enter__(self) -> Probe:
         if self._handles:
             raise RuntimeError("probe: is watching already; leave its context first")
+        self._count_for_this_rank()
         try:
             self._register()
         except BaseException:
@@ -161,9 +176,13 @@ class Probe(Report):
             self._paused = before
 
     def count(self, kind: Kind, layer: str, x: Tensor, *, divisor: float | Tensor = 1.0) -> None:
-        """Count the values of ``x / divisor``."""
+        """Count the values of ``x / divisor``; of a sharded tensor, this rank's part."""
         with self._within.paused():
-            super().count(kind, layer, x, divisor=divisor)
+            super().count(kind, layer, own_part(x.detach()), divisor=divisor)
+
+    def _copies(self) -> set[str]:
+        named = self._parameters.items()
+        return {name for name, p in named if is_another_copy(p, self._rank)}
 
     def _sights(self) -> Sights:
         """What the verdict has to know besides the counts."""
@@ -189,6 +208,7 @@ class Probe(Report):
                 self._handles.append(module.register_forward_hook(hook))
         if "activations" in self.kinds:
             self._look_within()
+        self._handles += await_unsharded(self.model, self._parameters, self._on_unsharded)
         self._hook_gradients()
 
     def _look_within(self) -> None:
@@ -219,8 +239,18 @@ class Probe(Report):
         for name, parameter in self._parameters.items() if "weight_gradients" in self.kinds else ():
             if parameter.requires_grad and name not in self._hooked:
                 self._hooked.add(name)
-                hook = self._on_gradient("weight_gradients", name)
-                self._handles.append(parameter.register_hook(hook))
+                if not is_shared(parameter):  # a whole one gets it in its place
+                    hook = self._on_gradient("weight_gradients", name)
+                    self._handles.append(parameter.register_hook(hook))
+
+    def _on_unsharded(self, name: str, whole: Tensor) -> None:
+        """Watch the tensor that a sharded weight is while its module runs."""
+        self._within.weight_is_at(name, whole)
+        wanted = "weight_gradients" in self.kinds and whole.requires_grad
+        if wanted and self._unsharded.get(name) is not whole:
+            self._unsharded[name] = whole
+            hook = self._on_gradient("weight_gradients", name)
+            self._handles.append(whole.register_hook(hook))
 
     def _remove(self) -> None:
         for handle in reversed(self._handles):
@@ -228,6 +258,7 @@ class Probe(Report):
         self._handles.clear()
         self._hooked.clear()
         self._before.clear()
+        self._unsharded.clear()
 
     @property
     def _watching(self) -> bool:
@@ -315,11 +346,12 @@ class Probe(Report):
         if self._watching:
             self._count_weights()
             if "updates" in self.kinds:
-                self._before = {n: p.detach().clone() for n, p in self._updated().items()}
+                updated = self._updated().items()
+                self._before = {n: own_part(p.detach()).clone() for n, p in updated}
 
     def _after_step(self) -> None:
         for name, before in self._before.items():
-            after = self._parameters[name].detach()
+            after = own_part(self._parameters[name].detach())
             if after.element_size() < 4:
                 after, before = after.float(), before.float()
             self.count("updates", name, after - before)

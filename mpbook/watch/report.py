@@ -36,6 +36,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OF_MODULES: tuple[Kind, ...] = ("activations", "activation_gradients")
 """The kinds whose layers are modules; those of the others are parameters."""
 
+OF_WEIGHTS: tuple[Kind, ...] = ("weights", "updates")
+"""The kinds of which ranks that hold the same weights have the same numbers."""
+
 
 @dataclass(frozen=True)
 class Sights:
@@ -64,6 +67,10 @@ class Report:
         modules: names of the modules whose outputs are, in the model's order.
         parameters: names of the parameters, in the model's order.
         scaled: whether gradients are counted as divided by a loss scale.
+
+    Attributes:
+        watched_steps: how many steps were looked at.
+        whose: which ranks' counts these are, if there are several; for captions.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Report:
     ):
         self.kinds = checked_kinds(kinds)
         self.watched_steps = 0
+        self.whose = ""
         self._module_names, self._parameter_names = list(modules), list(parameters)
         self._scaled = scaled
         self._counters: dict[tuple[Kind, str], BinCounter] = {}
@@ -100,24 +108,36 @@ class Report:
         if kind not in self.kinds:
             raise ValueError(f"kind={kind!r}: expected one that is watched: {listed(self.kinds)}")
         names = self._module_names if kind in OF_MODULES else self._parameter_names
-        return [name for name in names if (kind, name) in self._counters]
+        return [name for name in names if self._has(kind, name)]
+
+    def _has(self, kind: Kind, layer: str) -> bool:
+        """Whether anything was counted."""
+        return (kind, layer) in self._counters
+
+    def _counted(self, kind: Kind, layer: str) -> Histogram:
+        """What was counted of one layer."""
+        return Histogram(*self._counters[kind, layer].counts())
+
+    def _check_complete(self) -> None:
+        """Refuse to report of a part of what there is to count."""
 
     def histogram(self, kind: Kind, layer: str | None = None) -> Histogram:
         """All numbers of one kind, of all layers together or of one.
 
         Raises:
             ValueError: a kind or a layer that is not watched.
-            RuntimeError: nothing of the kind has been seen yet.
+            RuntimeError: nothing of the kind has been seen yet, or this is one rank's part of it.
         """
         layers = self.layers(kind)
+        self._check_complete()
         if not layers:
             raise self._nothing(words(kind))
         if layer is not None and layer not in layers:
             close = difflib.get_close_matches(layer, layers, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected one of {listed(layers)}"
             raise ValueError(f"layer={layer!r}: has no {words(kind)}; {hint}")
-        counters = [self._counters[kind, name] for name in (layers if layer is None else [layer])]
-        return sum((Histogram(*counter.counts()) for counter in counters), Histogram())
+        names = layers if layer is None else [layer]
+        return sum((self._counted(kind, name) for name in names), Histogram())
 
     def _nothing(self, what: str) -> RuntimeError:
         return RuntimeError(
@@ -191,6 +211,7 @@ class Report:
                 rows.append([*names, histogram.total, *histogram.fates(format).percent()])
         header = ["", *(["layer"] if by == "layer" else []), "values", *Fates.__dataclass_fields__]
         caption = f"In {format.name}, percent of the values in {self.watched_steps} watched steps"
+        caption += f" of {self.whose}" if self.whose else ""
         return Table(header, rows, caption=caption)
 
     def needs_loss_scaling(

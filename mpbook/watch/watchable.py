@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from mpbook.distributed import is_fully_sharded, refuse_sharded
 from mpbook.nests import tensors
 from mpbook.precision import checked_loss_scale
+from mpbook.shards import is_shared
 from mpbook.watch.operators_within import OperatorsWithin
 from mpbook.watch.optimizer_steps import grouped, held_besides, is_optimizer
 
@@ -31,6 +33,24 @@ def check_model(model: nn.Module) -> None:
             f"model: {lazy[0]} has no shape yet, because a lazy module has not been called; call "
             "the model once first"
         )
+
+
+def check_sharding(model: nn.Module) -> None:
+    """Refuse a model that is sharded by anything but `fully_shard` along one dimension.
+
+    Tensor parallelism computes with parts, and FSDP1 keeps its weights joined in one tensor.
+    """
+    instead = (
+        "one under fully_shard or DistributedDataParallel alone; activations of tensor parallelism "
+        "would count once for each rank that holds them"
+    )
+    if not is_fully_sharded(model):
+        refuse_sharded(model, instead=instead)
+    for parameter in model.parameters():
+        if is_shared(parameter):
+            shared: Any = parameter
+            if sum(not placement.is_replicate() for placement in shared.placements) > 1:
+                refuse_sharded(model, instead=instead)
 
 
 class Entered:

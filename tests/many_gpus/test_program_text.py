@@ -34,6 +34,41 @@ def uses_it_inside():
     return inner()
 
 
+def has_a_default(x=ELSEWHERE):
+    return x
+
+
+def decorated(function):
+    return function
+
+
+@decorated
+def is_decorated():
+    return 3
+
+
+def has_a_class():
+    class Box:
+        width = 3
+        height = width + 1
+
+        def area(self):
+            return self.width * self.height
+
+    return Box().area()
+
+
+def has_a_class_of_elsewhere():
+    class Box:
+        width = ELSEWHERE
+
+    return Box.width
+
+
+def is_annotated(x: NeverDefined = 3) -> NeverDefined:
+    return x
+
+
 def test_the_prelude_is_every_name_that_a_function_may_use() -> None:
     names: dict[str, object] = {}
     exec(PRELUDE, names)
@@ -47,10 +82,29 @@ def test_functions_without_arguments_run_in_order_and_the_others_help() -> None:
     assert names["run_all"]() == {"calls": 3, "answers": 4}  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("function", [uses_a_global, uses_it_inside])
+@pytest.mark.parametrize(
+    "function", [uses_a_global, uses_it_inside, has_a_default, has_a_class_of_elsewhere]
+)
 def test_a_name_from_outside_is_refused(function) -> None:
     with pytest.raises(ValueError, match=f"{function.__name__} uses ELSEWHERE"):
         program_text([function], main=function.__name__)
+
+
+def test_a_decorator_that_does_not_come_along_is_refused() -> None:
+    with pytest.raises(ValueError, match="is_decorated uses decorated"):
+        program_text([is_decorated], main="is_decorated")
+
+
+def test_the_body_of_a_class_finds_its_own_names() -> None:
+    names: dict[str, object] = {"__name__": "a program"}
+    exec(program_text([has_a_class], main="has_a_class"), names)
+    assert names["has_a_class"]() == 12  # type: ignore[operator]
+
+
+def test_annotations_stay_text_where_their_module_says_so() -> None:
+    names: dict[str, object] = {"__name__": "a program"}
+    exec(program_text([is_annotated], main="is_annotated"), names)
+    assert names["is_annotated"]() == 3  # type: ignore[operator]
 
 
 def test_a_helper_that_does_not_come_along_is_refused() -> None:
