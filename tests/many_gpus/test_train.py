@@ -22,9 +22,9 @@ BOUND = {"32": 1000 * 2.0**-24, "16": 32 * 2.0**-11, "bf": 4 * 2.0**-8, "fl": 2.
 
 The gradients of parts of a batch are added up in another order, so float32 weights differ by some
 roundoffs after a step, and training lets that grow.  In 16 bits a weight near the middle of two
-numbers is then cast to the other one: a roundoff, in a few weights.  Measured on two and four ranks,
-in roundoffs: up to 4 in float32, 2 in float16, a half in bfloat16, a twentieth in e4m3.  The keys
-begin a precision's name.
+numbers is then cast to the other one: a roundoff, in a few weights.  Measured on two and four
+ranks, in roundoffs: up to 4 in float32, 2 in float16, a half in bfloat16, a twentieth in e4m3.  The
+keys begin a precision's name.
 """
 OPTIONS: dict[str, Any] = dict(batch_size=48, learning_rate=2e-3, clip_norm=0.5, steps=8)
 SCALED: dict[str, Any] = dict(precision="16-mixed", loss_scale_growth_interval=6)
