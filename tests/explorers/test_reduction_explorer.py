@@ -120,7 +120,7 @@ def test_parts_bound_and_divisors_equal_pythons(module: Any, name: str) -> None:
             parts = parts_of(values, ranks, exponent)
             same(module("m.partsOf(...a)", values, ranks, exponent), parts[:, 0])
             cases = [{"algorithm": one, "average": two} for one in ALGORITHMS for two in AVERAGES]
-            body = "a[1].map((case) => m.errorBound(a[0][0].map(Number), {dtype: a[2], ...case}))"
+            body = "a[1].map((one) => m.errorBound(a[0][0].map(Number), {dtype: a[2], ...one}))"
             ours = module(body, as_text(parts), cases, name)
             wanted = [error_bound(parts, dtype=dtype, **case).item() for case in cases]  # type: ignore[arg-type]
             assert ours == pytest.approx(wanted, rel=1e-9)

@@ -161,7 +161,7 @@ function bytes(act) {
       h("th", { scope: "row" }, text), ...cells.map((cell) => h("td", {}, String(cell))));
   };
   return {
-    el: h("div", {}, table, h("div", { class: "mp-row mp-length" }, ...fields.map((part) => part.el)),
+    el: h("div", {}, table, h("div", { class: "mp-row mp-wire" }, ...fields.map((part) => part.el)),
       h("p", { class: "mp-hint" }, "The tree sends the whole tensor from level to level, and its row is the rank that sends most; NCCL pipelines its trees. Latency is left out.")),
     draw(s) {
       fields.forEach((part) => part.draw(s));
@@ -178,8 +178,8 @@ const WORST = 0, BEST = -8; // log10 of the errors at the ends of the lower axis
 function chart() {
   const svg = h("svg", { role: "img", height: HEIGHT });
   const key = h("p", { class: "mp-hint mp-key" },
-    h("span", { class: "mp-key-exact" }), " exact; below: the error at most ",
-    h("span", { class: "mp-key-half-solid" }), " computed ", h("span", { class: "mp-key-stuck" }), " lost from there on");
+    h("span", { class: "mp-key-exact" }), "\u00a0exact; below: the error at\u00a0most ",
+    h("span", { class: "mp-key-half-solid" }), "\u00a0computed ", h("span", { class: "mp-key-stuck" }), "\u00a0lost from there\u00a0on");
   const el = h("div", { class: "mp-chart" }, svg, key);
   let pixels = 640;
   let state = null;
@@ -217,12 +217,9 @@ function curves(s, { x, y, e }) {
 
 function path(steps, key, x, scale) {
   let d = "";
-  let pen = "M";
   for (const step of steps) {
-    if (!Number.isFinite(step[key]) || !Number.isFinite(step.total)) { pen = key === "exact" || key === "most" ? pen : "M"; }
-    if (!Number.isFinite(step[key])) continue;
-    d += `${pen}${x(step.count).toFixed(1)} ${scale(step[key]).toFixed(1)}`;
-    pen = "L";
+    if (!Number.isFinite(step[key])) break; // and none after it is
+    d += `${d ? "L" : "M"}${x(step.count).toFixed(1)} ${scale(step[key]).toFixed(1)}`;
   }
   return d;
 }
@@ -235,7 +232,7 @@ function axes(s, { x, y, e }, low, high, right) {
   for (const value of niceSteps(low, high)) parts.push(line(y(value)), text(LEFT - 6, y(value) + 4, short(value, 3), "end"));
   for (const power of [0, -4, -8]) parts.push(line(e(10 ** power)), text(LEFT - 6, e(10 ** power) + 4, power ? `10${superscript(power)}` : "1", "end"));
   for (const [n, anchor] of [[1, "start"], [s.ranks / 2, "middle"], [s.ranks, "end"]])
-    if (n > 1 || s.ranks > 2 || anchor !== "middle") parts.push(text(x(n), ERROR_BOTTOM + 17, String(n), anchor));
+    if (s.ranks > 2 || anchor !== "middle") parts.push(text(x(n), ERROR_BOTTOM + 17, String(n), anchor));
   parts.push(text((LEFT + right) / 2, HEIGHT - 4, "ranks whose gradients are in the sum", "middle"));
   return parts;
 }
@@ -255,7 +252,7 @@ function mark(s, { x, y }, right) {
   const words = s.overflowed ? `∞ after ${at} ranks` : `stalls after ${at} ranks`;
   const step = s.shown.findLast((one) => one.count <= at && Number.isFinite(one.total));
   const room = words.length * 6.6;
-  return [h("line", { class: "mp-stuck", x1: x(at), x2: x(at), y1: SUM_TOP, y2: ERROR_BOTTOM }),
+  return [h("line", { class: "mp-stuck", x1: x(at), x2: x(at), y1: SUM_TOP, y2: SUM_BOTTOM }),
     h("text", { class: "mp-marker-label", x: clamp(x(at) + 6, LEFT, right - room), y: Math.min(y(step?.total ?? 0) + 18, SUM_BOTTOM - 6) }, words)];
 }
 
