@@ -7,6 +7,7 @@ through gloo on a CPU, where two of them only show that the experiment runs.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 
@@ -58,7 +59,7 @@ def _measure(config: Config, case: Case, device: torch.device) -> Results:
         "batch": config.batch,
         "readings": config.readings,
     }
-    kind = "cuda" if device.type == "cuda" else "cpu"
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
     found = launch("speed", ranks=case["ranks"], options=options, device=kind, patience_s=600)[0]
     for row in (*found["all_reduce"], *found["fsdp2_step"]):
         row["wide"] = Spread(tuple(row["seconds"])).is_wide
