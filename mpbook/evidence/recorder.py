@@ -36,13 +36,15 @@ REFERENCE_TFLOPS = {"cuda": 50.0, "cpu": 0.1}
 class Planned:
     """One experiment on this device: its finished record, if there is one, and about how long.
 
-    ``failed`` is how many cases of a record that is there have failed, so that it is not finished.
+    ``failed`` is how many cases of a record that is there have failed, so that it is not finished,
+    and ``cannot`` why this machine cannot run it.
     """
 
     experiment: Experiment
     recorded: Path | None
     predicted_s: float
     failed: int = 0
+    cannot: str | None = None
 
 
 def plan(
@@ -77,13 +79,19 @@ def _planned(experiment: Experiment, device: torch.device, folders: Sequence[Pat
     }
     finished = next((path for path, failed in there.items() if not failed), None)
     failed = 0 if finished else min(there.values(), default=0)
-    return Planned(experiment, finished, experiment.predicted_s[device.type], failed)
+    predicted_s = experiment.predicted_s[device.type]
+    return Planned(experiment, finished, predicted_s, failed, experiment.cannot(device))
 
 
 def table(planned: Sequence[Planned], *, device: str | torch.device | None = None) -> Table:
     """A plan as a table."""
     rows = [
-        (p.experiment.name, p.experiment.question, _when(p), "" if p.recorded else p.predicted_s)
+        (
+            p.experiment.name,
+            p.experiment.question,
+            _when(p),
+            "" if p.recorded or p.cannot else p.predicted_s,
+        )
         for p in planned
     ]
     header = ["experiment", "question", "record", "about seconds"]
@@ -91,6 +99,8 @@ def table(planned: Sequence[Planned], *, device: str | torch.device | None = Non
 
 
 def _when(planned: Planned) -> str:
+    if planned.cannot and not planned.recorded:
+        return f"not here: {planned.cannot}"
     if planned.failed:
         return f"{planned.failed} cases failed"
     return "is there" if planned.recorded else "not yet"
@@ -105,6 +115,8 @@ def record(
     say: Say | None = None,
 ) -> list[Path]:
     """Run every experiment that has no finished record on this device, and save each when done.
+
+    One that this machine cannot run is left out, and why is said.
 
     Args:
         names: of experiments; all of them if none is given.
@@ -127,7 +139,11 @@ def record(
     if names and (there := [p.recorded for p in planned if p.recorded]):
         raise FileExistsError(f'"{there[0]}": there is a record already; move it away first')
     _check_writable(out)
-    to_run = [p for p in planned if p.recorded is None]
+    missing = [p for p in planned if p.recorded is None]
+    for item in missing:
+        if item.cannot:
+            say(f"{item.experiment.name}: left out: {item.cannot}")
+    to_run = [p for p in missing if not p.cannot]
     slower = slowness(chosen) if to_run else 1.0
     predicted = [p.predicted_s * slower for p in to_run]
     ends = math.inf if budget_s is None else time.monotonic() + budget_s

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.published_explorer import PublishedExplorer
     from mpbook.explorers.range_resolution_explorer import RangeResolutionExplorer
     from mpbook.explorers.record_explorer import RecordExplorer
+    from mpbook.explorers.reduction_explorer import ReductionExplorer
     from mpbook.explorers.roofline_explorer import RooflineExplorer
     from mpbook.explorers.sum_explorer import SumExplorer
 
@@ -27,6 +28,7 @@ __all__ = [
     "PublishedExplorer",
     "RangeResolutionExplorer",
     "RecordExplorer",
+    "ReductionExplorer",
     "RooflineExplorer",
     "SumExplorer",
 ]
@@ -39,6 +41,7 @@ _MODULES = {
     "PublishedExplorer": "published_explorer",
     "RangeResolutionExplorer": "range_resolution_explorer",
     "RecordExplorer": "record_explorer",
+    "ReductionExplorer": "reduction_explorer",
     "RooflineExplorer": "roofline_explorer",
     "SumExplorer": "sum_explorer",
 }

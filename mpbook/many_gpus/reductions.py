@@ -197,10 +197,10 @@ def _ring(sent: Tensor) -> Tensor:
     chunks = ring_chunks(elements, ranks, element_bytes=sent.element_size())
     lengths = torch.tensor([chunk.stop - chunk.start for chunk in chunks], device=sent.device)
     ends = torch.arange(ranks, device=sent.device).repeat_interleave(lengths)  # who owns the sum
-    element = torch.arange(elements, device=sent.device)
-    total = sent[(ends - 1) % ranks, element]
-    for step in range(2, ranks + 1):
-        total += sent[(ends - step) % ranks, element]  # rounded to the dtype each time
+    steps = torch.arange(1, ranks + 1, device=sent.device)[:, None]
+    total, *others = sent.gather(0, (ends - steps) % ranks)
+    for part in others:
+        total += part  # rounded to the dtype each time
     return total
 
 

@@ -21,6 +21,7 @@ from mpbook.evidence.experiments import (
     lost_weight_updates,
     model_flops_per_token,
 )
+from mpbook.many_gpus import cannot_launch
 from mpbook.models import GPT, GPT2_124M, GPTConfig, parameter_count
 from mpbook.precision import PRECISIONS
 from mpbook.training import training_step
@@ -270,3 +271,34 @@ def test_the_control_starts_one_ulp_away(monkeypatch):
     assert full == again == "32-true"
     (place,) = (before != after).nonzero().flatten().tolist()
     assert after[place] == before[place].nextafter(2 * before[place])
+
+
+@pytest.mark.parametrize(("gpus", "runs"), [(0, False), (1, False), (2, True), (8, True)])
+def test_several_gpus_are_measured_only_where_there_are_several(gpus, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("MPBOOK_SIZES", raising=False)
+    experiment, gpu = EXPERIMENTS["many_gpus"], torch.device("cuda")
+    reason = experiment.cannot(gpu)
+    assert (reason is None) == (runs and cannot_launch() is None)
+    cases = experiment.cases(experiment.config(gpu), gpu)
+    assert max(case["ranks"] for case in cases) == max(2, gpus)
+    if not runs:
+        assert reason == f"it needs two GPUs or more, and torch sees {gpus}"
+
+
+def test_two_ranks_reduce_every_dtype_and_step_under_every_policy(recorded_here):
+    experiment = EXPERIMENTS["many_gpus"]
+    if reason := experiment.cannot(CPU):
+        pytest.skip(reason)
+    config = experiment.config(CPU)
+    ((case, results),) = recorded_here("many_gpus").measured()
+    assert case == {"ranks": 2}
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    assert [(row["dtype"], row["bytes"]) for row in results["all_reduce"]] == [
+        (name, size * count) for name, size in sizes.items() for count in config.elements
+    ]
+    assert [row["policy"] for row in results["fsdp2_step"]] == list(config.policies)
+    for row in results["fsdp2_step"]:
+        assert row["tokens"] == 2 * config.batch * config.model.context
+    for row in (*results["all_reduce"], *results["fsdp2_step"]):
+        assert len(row["seconds"]) == config.readings and min(row["seconds"]) > 0

@@ -132,6 +132,16 @@ def test_records_of_the_package_count_too(two, tmp_path):
     assert [row[2:] for row in rows] == [("is there", ""), ("not yet", 1.0)]
 
 
+def test_what_this_machine_cannot_run_is_left_out_with_the_reason(two, tmp_path):
+    two["first"] = replace(an_experiment("first"), cannot=lambda device: "it needs two GPUs")
+    planned, lines = recorder.plan(device="cpu", out=tmp_path), []
+    rows = recorder.table(planned, device="cpu").rows
+    assert [row[2:] for row in rows] == [("not here: it needs two GPUs", ""), ("not yet", 1.0)]
+    written = recorder.record(out=tmp_path, device="cpu", say=lines.append)
+    assert [path.name.split("--")[0] for path in written] == ["second"]
+    assert "first: left out: it needs two GPUs" in lines
+
+
 def test_asking_by_name_for_what_is_there_is_an_error(two, tmp_path):
     recorder.record(["first"], out=tmp_path, device="cpu", say=lambda line: None)
     with pytest.raises(FileExistsError, match="move it away first"):
@@ -310,6 +320,8 @@ SMALL_ON = ["cpu", "cuda"] if os.environ.get("MPBOOK_SIZES") == "cpu" else ["cpu
 def test_every_experiment_runs_here_and_its_record_can_be_kept(
     name, device, tmp_path, recorded_here
 ):
+    if reason := EXPERIMENTS[name].cannot(torch.device(device)):
+        pytest.skip(reason)
     record = recorded_here(name, device)
     assert {row["status"] for row in record.cases} == {"measured"}
     assert all(results for _, results in record.measured())

@@ -37,8 +37,8 @@ def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
         "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
-        "published_explorer", "range_resolution_explorer", "record_explorer", "roofline_explorer",
-        "sum_explorer",
+        "published_explorer", "range_resolution_explorer", "record_explorer", "reduction_explorer",
+        "roofline_explorer", "sum_explorer",
     ]  # fmt: skip
     files = bundle_sources(STATIC)
     assert list(files) == [BUNDLE, "gpu_explorer.js"]

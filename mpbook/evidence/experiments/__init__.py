@@ -17,6 +17,7 @@ from mpbook.evidence.experiments import (
     loss_scales,
     lost_weight_updates,
     low_precision_pairs,
+    many_gpus,
     matmul_ladder,
     optimisation_ladder,
 )
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         loss_scales,
         bf16_pairs,
         low_precision_pairs,
+        many_gpus,
         gpt2_memory,
         gpt2_throughput,
         optimisation_ladder,

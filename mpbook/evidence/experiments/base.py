@@ -30,7 +30,8 @@ class Experiment:
 
     ``config`` makes the frozen dataclass that a device of this kind gets, ``cases`` lists what is
     measured under it, and ``measure`` measures one case.  ``predicted_s`` is about how long all
-    of it takes, by type of device.
+    of it takes, by type of device.  ``cannot`` says why a device of this machine cannot run it at
+    all, or None.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Experiment:
     cases: Callable[[Any, torch.device], list[Case]]
     measure: Callable[[Any, Case, torch.device], Results]
     predicted_s: Mapping[str, float]
+    cannot: Callable[[torch.device], str | None] = lambda device: None
 
 
 FP8_NATIVE = Precision(

@@ -27,6 +27,13 @@ export function toHalf(x, towardZero = false) {
   return sign | Math.min(((exponent + 14) << 10) + whole + Number(up), towardZero ? 0x7bff : 0x7c00);
 }
 
+// The bfloat16 next to a float32, ties to even: the upper half of its bits, and perhaps one more.
+export function toBfloat(x) {
+  if (Number.isNaN(x)) return NaN;
+  const bits = bitsOf(x);
+  return floatOf(((bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000) >>> 0);
+}
+
 // A double that rounds to half as the exact a * b + c does: its own rounding is nudged off the ties.
 export function fused(a, b, c) {
   const product = a * b, sum = product + c, part = sum - product;
