@@ -117,9 +117,10 @@ def refuse_sharded(model: nn.Module, *, what: str = "model", instead: str) -> No
     """
     engine = sharded_by(model)
     if engine:
+        rank, ranks = rank_and_ranks()
         raise ValueError(
-            f"{what}: sharded by {engine}, so that each of {rank_and_ranks()[1]} ranks holds a "
-            f"part of it; expected {instead}"
+            f"{what}: sharded by {engine}, so that rank {rank} of {ranks} holds its part of it; "
+            f"expected {instead}"
         )
 
 

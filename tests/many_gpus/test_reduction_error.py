@@ -65,6 +65,30 @@ def test_the_bound_grows_with_the_additions() -> None:
     assert ratio == pytest.approx(2**16 * 12 / 11, rel=0.05)  # the cast rounds once more
 
 
+@pytest.mark.parametrize(
+    ("average", "cast", "roundings", "divided"),
+    [("no", False, 2, 1), ("after", False, 3, 3), ("before", False, 3, 3), ("after", True, 4, 3)],
+)
+def test_the_bound_counts_every_rounding_on_the_way(
+    average: str, cast: bool, roundings: int, divided: int
+) -> None:
+    parts = torch.ones(3, 1, dtype=torch.float32 if cast else torch.bfloat16)
+    bound = error_bound(parts, dtype=torch.bfloat16, average=average)
+    wanted = ((1 + 2**-8) ** roundings - 1) * 3 / divided
+    assert bound.item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_parts_without_noise_are_equal_and_add_up_exactly_in_pairs() -> None:
+    def errors(noise: float) -> list[float]:
+        found = errors_by_ranks(
+            (2, 8), dtypes=(torch.float32,), algorithms=("tree",), noise=noise, elements=32
+        )
+        return [one.error for one in found]
+
+    assert errors(0.0) == [0.0, 0.0]
+    assert all(error > 0 for error in errors(1.0))
+
+
 def test_errors_by_ranks_are_those_of_the_replay() -> None:
     found = list(errors_by_ranks((2, 32), dtypes=DTYPES, elements=32))
     assert len(found) == 2 * 3 * 2

@@ -124,6 +124,40 @@ def test_the_chunks_cover_the_tensor_in_whole_segments_of_at_most_a_mebibyte(
     assert longest - elements / ranks < segments + 1
 
 
+@pytest.mark.parametrize(
+    ("elements", "ranks", "size", "starts"),
+    [
+        (10, 4, 4, [0, 4, 8, 10]),  # two segments of 2 elements, each
+        (7, 3, 2, [0, 4, 7]),
+        (5_000_001, 3, 4, [0, 1_666_672, 3_333_344]),  # seven segments of just below a mebibyte
+        (3 * 2**20, 3, 2, [0, 2**20, 2**21]),  # two of a mebibyte
+        (3 * 2**20 + 1, 3, 2, [0, 3 * 349_526, 6 * 349_526]),  # three of less
+    ],
+)
+def test_gloo_cuts_here(elements: int, ranks: int, size: int, starts: list[int]) -> None:
+    """Where gloo was asked; see the docstring of `ring_chunks` for the rule."""
+    chunks = ring_chunks(elements, ranks, element_bytes=size)
+    assert [chunk.start for chunk in chunks] == starts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_part_is_cast_before_it_is_divided_and_rounded_by_both(dtype: torch.dtype) -> None:
+    parts = parts_of(3, 200, torch.float32)
+    cast = as_numpy(parts.to(dtype))
+    wanted = torch.from_numpy((cast / NUMPY[dtype](3)).astype(np.float64)).to(dtype)
+    found = all_reduce(parts, dtype=dtype, average="before")
+    assert torch.equal(found, all_reduce(wanted, dtype=dtype, average="no"))
+    assert not torch.equal(wanted, (parts / 3).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sum_is_divided_and_rounded_once_more(dtype: torch.dtype) -> None:
+    parts = parts_of(3, 2000, dtype)
+    total = as_numpy(all_reduce(parts, dtype=dtype, average="no"))
+    found = as_numpy(all_reduce(parts, dtype=dtype, average="after"))
+    assert (found == total / NUMPY[dtype](3)).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reduce_scatter_gives_each_rank_its_share_of_the_all_reduce(dtype: torch.dtype) -> None:
     parts = parts_of(4, 20, dtype)

@@ -175,6 +175,8 @@ QUERIES: dict[str, set[str]] = {
     "FSDP2": {"autocast-fsdp2", "mg-recipe", "mg-traps"},
     # Many GPUs.
     "FSDP needs larger learning rate than DeepSpeed": {"mg-loaded"},
+    "AssertionError: FSDP does not support deepcopy": {"mg-tools"},
+    "got mixed torch.Tensor and DTensor": {"mg-tools"},
     "AssertionError: FSDP reduce-scatter expects uniform gradient dtype but got": {"mg-uniform"},
     "BF16 all reduce communication hook required CUDA 11+ and NCCL 2.10+": {"mg-compress"},
     "ShardedGradScaler FSDP2": {"mg-scaler", "ls-gpus"},
