@@ -17,7 +17,7 @@ from torch import nn
 
 from mpbook import diagnose, formats
 from mpbook.autocast import trace_dtypes
-from mpbook.cost import count_bytes, measure_memory, module_step, saved_for_backward
+from mpbook.cost import count_bytes, measure_memory, module_step
 from mpbook.distributed import (
     gathered,
     is_another_copy,
@@ -83,17 +83,11 @@ def of_model(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torc
 BATCH = torch.ones(2, 4), torch.zeros(2, 4)
 
 
-def saved(model: nn.Module) -> None:
-    with saved_for_backward(model):
-        pass
-
-
 RUNS_COPIES: dict[str, Callable[[nn.Module], object]] = {
     "diagnose": lambda m: diagnose(m, BATCH, loss=loss, formats=["bfloat16"]),
     "trace_dtypes": lambda m: trace_dtypes(m, BATCH[0], "bf16-mixed"),
     "measure_memory": lambda m: measure_memory(m, BATCH, loss, precision="32-true"),
     "module_step": lambda m: module_step(m, BATCH, loss, batch_size=2, precision="32-true"),
-    "saved_for_backward": saved,
     "capture": lambda m: capture(m, [BATCH], loss=of_model),
     "read_gauge": lambda m: read_gauge(m, lambda: of_model(m, BATCH)),
 }

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from mpbook import nests
 from mpbook.cost.flops import Uncounted, formulas
-from mpbook.distributed import BEFORE_SHARDING, refuse_sharded
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,9 @@ def saved_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
     """Count what autograd saves inside this context, apart from the model's own weights.
 
     Yields:
-        A function that says how many bytes have been saved so far.
-
-    Raises:
-        ValueError: a sharded model, whose weights are put together anew to be saved.
+        A function that says how many bytes have been saved so far.  Under `fully_shard` the
+        weights that a rank puts together for a while are part of them.
     """
-    refuse_sharded(model, instead=BEFORE_SHARDING)
     held = (part for p in (*model.parameters(), *model.buffers()) for part in parts_of(p))
     own = {part.untyped_storage().data_ptr() for part in held}
     saved: dict[int, int] = {}

@@ -177,9 +177,9 @@ const WORST = 0, BEST = -8; // log10 of the errors at the ends of the lower axis
 
 function chart() {
   const svg = h("svg", { role: "img", height: HEIGHT });
-  const key = h("p", { class: "mp-hint mp-key" },
-    h("span", { class: "mp-key-exact" }), "\u00a0exact; below: the error at\u00a0most ",
-    h("span", { class: "mp-key-half-solid" }), "\u00a0computed ", h("span", { class: "mp-key-stuck" }), "\u00a0lost from there\u00a0on");
+  const item = (kind, text) => h("span", { class: "mp-key-item" }, h("span", { class: kind }), text);
+  const key = h("p", { class: "mp-hint mp-key" }, item("mp-key-exact", "exact; below: the error at most"),
+    item("mp-key-of-format", "computed"), item("mp-key-stuck", "lost from there on"));
   const el = h("div", { class: "mp-chart" }, svg, key);
   let pixels = 640;
   let state = null;
@@ -249,7 +249,7 @@ function niceSteps(low, high) {
 function mark(s, { x, y }, right) {
   const at = s.overflowed ?? s.stalled;
   if (!at) return [];
-  const words = s.overflowed ? `∞ after ${at} ranks` : `stalls after ${at} ranks`;
+  const words = s.overflowed ? `∞ after ${at} ranks` : `stalls after ${at} rank${at === 1 ? "" : "s"}`;
   const step = s.shown.findLast((one) => one.count <= at && Number.isFinite(one.total));
   const room = words.length * 6.6;
   return [h("line", { class: "mp-stuck", x1: x(at), x2: x(at), y1: SUM_TOP, y2: SUM_BOTTOM }),
