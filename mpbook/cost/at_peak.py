@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from mpbook.cost.device_room import RESERVE, fits_on
 from mpbook.cost.measure import Memory
-from mpbook.cost.rank_memory import Reduction
+from mpbook.cost.rank_memory import Exchange
 from mpbook.cost.saved_tensors import SavedTensor
 from mpbook.notebook import Table
 
@@ -80,8 +80,8 @@ class MemoryPlan(AtPeak):
 
     On several ranks, the plan is of one of them.  ``buckets`` are DDP's, which stay;
     ``gathered_at_loss`` and ``gathered_at_block`` are weights that ``fully_shard`` has put together
-    for a while, and ``reductions`` the moments at which it adds gradients up.  ``layers`` says how
-    many blocks there are.
+    for a while, and ``exchanges`` the moments at which it gathers weights and adds gradients up.
+    ``layers`` says how many blocks there are.
     """
 
     parameter_count: int
@@ -97,7 +97,7 @@ class MemoryPlan(AtPeak):
     buckets: int = 0
     gathered_at_loss: int = 0
     gathered_at_block: int = 0
-    reductions: tuple[Reduction, ...] = field(default=(), repr=False)
+    exchanges: tuple[Exchange, ...] = field(default=(), repr=False)
     layers: int = 1
 
     @property
@@ -137,11 +137,6 @@ class MemoryPlan(AtPeak):
         return sum(self._at_block.values())
 
     @property
-    def peak_at_reduction(self) -> int:
-        """The most bytes held when shards' gradients are made and added up; 0 without shards."""
-        return sum(self._at_reduction.values())
-
-    @property
     def peak_at_update(self) -> int:
         """Bytes held at the end of the backward pass and in the optimizer's step."""
         return sum(self._at_update.values())
@@ -172,7 +167,8 @@ class MemoryPlan(AtPeak):
             "the update": self._at_update,
             "the loss": self._at_loss,
             "the last block": self._at_block,
-            "the reduction": self._at_reduction,
+            "the gather": self._at_exchange("the gather"),
+            "the reduction": self._at_exchange("the reduction"),
         }
 
     @property
@@ -206,9 +202,8 @@ class MemoryPlan(AtPeak):
             "backward, for a moment": temporaries,
         }
 
-    @property
-    def _at_reduction(self) -> dict[str, int]:
-        """Of the moments of `reductions`, the largest."""
+    def _at_exchange(self, name: str) -> dict[str, int]:
+        """Of the exchanges of this name, the largest; nothing without any."""
         of_a_block = sum(t.bytes // t.copies for t in self.saved if t.copies == self.layers)
         moments = [
             self._kept
@@ -218,6 +213,7 @@ class MemoryPlan(AtPeak):
                 "activations": moment.blocks * of_a_block,
                 "reduce buffers": moment.buffers,
             }
-            for moment in self.reductions
+            for moment in self.exchanges
+            if moment.moment == name
         ]
         return max(moments, key=lambda moment: sum(moment.values()), default={})

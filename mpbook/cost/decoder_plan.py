@@ -175,7 +175,8 @@ def plan_decoder(
         update_loop: how torch's optimizer goes through the parameters.
         checkpointing: whether each block computes its activations again in the backward pass.
         device: changes nothing: what is saved is the same on both.
-        parallelism, rank: as for `mpbook.cost.gpt_plan.plan_gpt`.
+        parallelism: as for `mpbook.cost.gpt_plan.plan_gpt`.
+        rank: as for `mpbook.cost.gpt_plan.plan_gpt`.
 
     Raises:
         ValueError: an argument out of range, or an unknown name.

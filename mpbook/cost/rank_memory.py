@@ -1,4 +1,4 @@
-"""What one rank holds of a model, and what it holds for a moment to gather weights and add gradients.
+"""What one rank holds of a model, and for a moment to gather weights and add gradients up.
 
 Under ``fully_shard`` each block is a unit, and all that is outside of the blocks another, whose
 weights stay gathered from the forward pass to the end of the backward pass.  Read in torch's source
@@ -7,8 +7,10 @@ weights stay gathered from the forward pass to the end of the backward pass.  Re
 * Shards of weights and gradients are padded to the first rank's, which the state is not.
 * In the backward pass of a block its weights are gathered, and those of the block before it are on
   their way.
-* Its gradients are there in the dtype to compute in, then once more in ``reduce_dtype``, padded; and
-  that second copy stays until the gradients of the next block are ready.
+* Its gradients are there in the dtype to compute in, then once more in ``reduce_dtype``, padded;
+  and that second copy stays until the gradients of the next block are ready.
+* In the forward pass, weights arrive in one piece, are copied out of it, and the piece of the block
+  before stays that long.
 
 Taught in the chapter "Many GPUs".
 """
@@ -18,42 +20,45 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mpbook.cost.parallelism import Parallelism, Shape, Weights, assigned, padded, shard
 from mpbook.precision import Precision
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """A moment at which gradients are made or added up: bytes by category.
+class Exchange:
+    """A moment at which weights are gathered or gradients are added up: bytes by category.
 
-    ``blocks`` is how many still have their activations.  ``gradients`` are the shards of units that
+    ``blocks`` is how many have their activations.  ``gradients`` are the shards of units that
     are done; ``buffers`` are gradients that are not cut yet, and what is sent and received.
     """
 
+    moment: Literal["the gather", "the reduction"]
     blocks: int
     gathered: int
-    gradients: int
-    buffers: int
+    gradients: int = 0
+    buffers: int = 0
 
 
 @dataclass(frozen=True)
 class RankMemory:
     """What a rank holds of the weights.
 
-    ``stored`` counts the numbers of its weights, and of its gradients, with padding.  ``owned`` are
-    the shapes that its optimizer updates, ``owned_hidden`` those of hidden matrices among them.
-    ``buckets`` are the bytes of DDP's, always there.  The rest are bytes of gathered weights at two
-    moments of the backward pass, and the moments of gradients.
+    ``weights`` and ``gradients`` count numbers, with padding.  ``owned`` are the shapes that its
+    optimizer updates, ``owned_hidden`` those of hidden matrices among them.  ``buckets`` are the
+    bytes of DDP's, always there.  The rest are bytes of gathered weights at two moments of the
+    backward pass, and the moments of exchange.
     """
 
-    stored: int
+    weights: int
+    gradients: int
     owned: list[Shape]
     owned_hidden: list[Shape]
     buckets: int = 0
     gathered_at_loss: int = 0
     gathered_at_block: int = 0
-    reductions: tuple[Reduction, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
 
 def rank_memory(
@@ -81,23 +86,27 @@ def rank_memory(
         raise ValueError(f"rank={rank}: expected 0 to {ranks - 1}")
     shapes, hidden = weights.shapes, weights.hidden
     if parallelism.shards:
-        parts = [[shard(shape, ranks, rank) for shape in some] for some in (shapes, hidden)]
         units = _Units(weights, parallelism, precision, tied_numbers)
         return RankMemory(
             padded(shapes, ranks),
-            *parts,
+            padded(shapes, ranks),
+            [shard(shape, ranks, rank) for shape in shapes],
+            [shard(shape, ranks, rank) for shape in hidden],
             gathered_at_loss=units.gathered(weights.layers, after_forward=True),
             gathered_at_block=units.gathered(weights.layers),
-            reductions=tuple(units.reductions()),
+            exchanges=(units.last_gather(), *units.reductions()),
         )
     count = sum(map(math.prod, shapes))
-    bucket = 0 if ranks == 1 else precision.parameter_dtype.itemsize * count
-    if ranks > 1 and parallelism.strategy == "zero1":
+    if ranks == 1:
+        return RankMemory(count, count, shapes, hidden)
+    if parallelism.strategy == "zero1":
         own = assigned(list(map(math.prod, shapes)), ranks, rank)
         first = len(weights.outside)  # of the blocks' parameters
         hidden = [shapes[i] for i in own if i >= first and len(shapes[i]) > 1]
         shapes = [shapes[i] for i in own]
-    return RankMemory(count, shapes, hidden, bucket)
+    gradients = 0 if parallelism.gradient_as_bucket_view else count
+    buckets = precision.parameter_dtype.itemsize * count
+    return RankMemory(count, gradients, shapes, hidden, buckets)
 
 
 class _Units:
@@ -127,7 +136,16 @@ class _Units:
         whole = padded(self.outside, ranks) + blocks * padded(self.block, ranks)
         return self.compute * ranks * whole
 
-    def reductions(self) -> Iterator[Reduction]:
+    def last_gather(self) -> Exchange:
+        """When the last block's weights have come, in the forward pass."""
+        others = self.gathered(self.layers, after_forward=True)
+        if self.parallelism.strategy == "zero2":
+            others -= self._whole(self.block)  # its own: counted below
+        before = self.block if self.layers > 1 else self.outside
+        came = 2 * self._whole(self.block) + self._whole(before)
+        return Exchange("the gather", self.layers - 1, others + came)
+
+    def reductions(self) -> Iterator[Exchange]:
         """The moments that can be the largest: of the last two blocks, the first, and the rest."""
         shard_bytes = self.kept * padded(self.block, self.parallelism.ranks)
         outer = self.compute * sum(map(math.prod, self.outside))
@@ -139,11 +157,13 @@ class _Units:
                 (self.gathered(block), sent_before + self._unsharded(self.block)),
                 (left, self._adding(self.block)),
             ):
-                yield Reduction(block - 1, gathered, done * shard_bytes, outer + buffers)
+                yield Exchange(
+                    "the reduction", block - 1, gathered, done * shard_bytes, outer + buffers
+                )
         gradients = self.layers * shard_bytes
         outer += 2 * self.compute * self.tied + self._sent(self.block)
-        yield Reduction(0, self.gathered(0), gradients, outer)
-        yield Reduction(0, 0, gradients, self._adding(self.outside))
+        yield Exchange("the reduction", 0, self.gathered(0), gradients, outer)
+        yield Exchange("the reduction", 0, 0, gradients, self._adding(self.outside))
 
     def _whole(self, unit: Sequence[Shape]) -> int:
         """A unit's gathered weights."""

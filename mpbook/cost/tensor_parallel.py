@@ -1,8 +1,8 @@
 """What tensor parallelism leaves of a block's activations on one GPU.
 
 The GPUs that share a matrix each compute some of its heads or of the MLP's numbers; what lies
-between such a pair of matrices is cut, and the residual stream with its norms is whole on each.  The
-logits and their loss are cut by the vocabulary.
+between such a pair of matrices is cut, and the residual stream with its norms is whole on each.
+The logits and their loss are cut by the vocabulary.
 
 Sources: Shoeybi et al. 2019, section 3; Korthikanti et al. 2022, equation 2, for the activations.
 

@@ -55,18 +55,12 @@ def transformer_plan(
         rank: which of its data parallel ranks.
     """
     rules, cure = named(optimizer), precision.cure
-    itemsize, local = (
-        precision.parameter_dtype.itemsize,
-        weights.on_one_of(parallelism.tensor_parallel),
+    itemsize = precision.parameter_dtype.itemsize
+    local = weights.on_one_of(parallelism.tensor_parallel)
+    held = rank_memory(
+        local, parallelism, rank, precision, tied_numbers=output_matrix if tied else 0
     )
-    tied_numbers = output_matrix if tied else 0
-    held = rank_memory(local, parallelism, rank, precision, tied_numbers=tied_numbers)
-    stored, owned = itemsize * held.stored, sum(map(math.prod, held.owned))
-    gradients = (
-        0
-        if parallelism.ranks > 1 and parallelism.gradient_as_bucket_view and held.buckets
-        else stored
-    )
+    gradients, owned = itemsize * held.gradients, sum(map(math.prod, held.owned))
     # A matrix that embedding and output share has two gradients, and then their sum; the sum is
     # what stays, unless it is to be added to the one that is there already.
     shared = ((2 if tied else 0) + accumulates) * itemsize * output_matrix
@@ -75,7 +69,7 @@ def transformer_plan(
     allocated = update_temporaries(held.owned, held.owned_hidden, precision, rules, update_loop)
     return MemoryPlan(
         parameter_count=sum(map(math.prod, weights.shapes)),
-        parameters=stored,
+        parameters=itemsize * held.weights,
         master_copies=(cure.kept_bytes if cure else 0) * owned,
         gradients=gradients,
         held_gradients=gradients if accumulates else 0,
@@ -87,7 +81,7 @@ def transformer_plan(
         buckets=held.buckets,
         gathered_at_loss=held.gathered_at_loss,
         gathered_at_block=held.gathered_at_block,
-        reductions=held.reductions,
+        exchanges=held.exchanges,
         layers=weights.layers,
     )
 

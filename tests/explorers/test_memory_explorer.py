@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import plan_memory
+from mpbook.cost.parallelism import STRATEGIES
 from mpbook.decoder import DecoderConfig
 from mpbook.explorers import MemoryExplorer
 from mpbook.explorers.memory_explorer import LONGEST, MODELS, WAYS, size
@@ -77,6 +78,9 @@ def grid() -> list[MemoryExplorer]:
                         precision=precision,
                         optimizer=optimizer,
                         checkpointing=random.random() < 0.5,
+                        ranks=random.choice([1, 2, 3, 8, 1000]),
+                        strategy=random.choice(list(STRATEGIES)),
+                        tensor_parallel=random.choice([1, 1, 2, 8]),
                     )
                 )
     return found
@@ -93,7 +97,9 @@ PLANS = """(states) => states.map((state) => {
     gradients: p.gradients, held_gradients: p.heldGradients,
     optimizer_state: p.state, weight_casts: p.casts,
     activations: p.activations, loss_temporaries: p.atLoss, block_temporaries: p.atBlock,
-    update_temporaries: p.atUpdate, peak: p.peak, at_peak: p.atPeak,
+    update_temporaries: p.atUpdate, buckets: p.buckets, moment: p.moment,
+    gathered_at_loss: p.gatheredAtLoss, gathered_at_block: p.gatheredAtBlock,
+    peak: p.peak, at_peak: p.atPeak,
     batches: s.devices.map(([, gib]) => m.largestBatch(s.room * gib * m.GIB, s.options)),
     sentence: m.sentence(s),
   };
