@@ -150,7 +150,7 @@ class GroupedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, time, width) to the same."""
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         heads = (batch, time, -1, self.config.head_width)
         query, key, value = (
             part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value)
@@ -160,7 +160,7 @@ class GroupedAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=True
         )
-        return self.project(mixed.transpose(1, 2).reshape(batch, time, width))
+        return self.project(mixed.transpose(1, 2).flatten(2))
 
 
 def _turned(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 * `mpbook.cost.measure` times and counts, `mpbook.cost.live_memory` watches a step's memory.
 * `mpbook.cost.memory_plan` says before a run what it will hold, from what
   `mpbook.cost.saved_tensors` says a block saves; `mpbook.cost.measured_plan` says it of any model,
-  from steps of two batch sizes; `mpbook.cost.activation_checkpointing` saves less.
+  from steps of two batch sizes; `mpbook.cost.activation_checkpointing` saves less, and
+  `mpbook.cost.parallelism` spreads it over several GPUs.
 * `mpbook.cost.roofline` says what bounds the speed, of any model by `mpbook.cost.traced_step`.
 
 Taught in "Memory" and "Speed".
@@ -28,6 +29,7 @@ from mpbook.cost.measure import (
 )
 from mpbook.cost.measured_plan import MeasuredPlan, MemoryMeasurement, measure_memory
 from mpbook.cost.memory_plan import largest_batch, plan_memory
+from mpbook.cost.parallelism import Parallelism
 from mpbook.cost.roofline import Roof, Work, attainable, gpt_step, measure_roof, ridge_point
 from mpbook.cost.saved_tensors import block_tensors
 from mpbook.cost.traced_step import module_step
@@ -38,6 +40,7 @@ __all__ = [
     "Memory",
     "MemoryMeasurement",
     "MemoryPlan",
+    "Parallelism",
     "Recompute",
     "Roof",
     "Spread",

@@ -24,7 +24,9 @@ from dataclasses import replace
 import torch
 
 from mpbook.cost.at_peak import MemoryPlan
+from mpbook.cost.parallelism import Parallelism, Weight, Weights, chunk
 from mpbook.cost.saved_tensors import DeviceType, SavedTensor
+from mpbook.cost.tensor_parallel import check_heads, on_one_of
 from mpbook.cost.transformer_plan import UpdateLoop, check_step, transformer_plan
 from mpbook.decoder import DecoderConfig
 from mpbook.precision import Precision, as_precision
@@ -32,10 +34,7 @@ from mpbook.precision import Precision, as_precision
 
 def decoder_hidden_shapes(config: DecoderConfig) -> list[tuple[int, ...]]:
     """The shape of each matrix between embedding and output."""
-    w, h, k = config.width, config.hidden, config.key_value_heads * config.head_width
-    experts = [(h, w), (h, w), (w, h)] * config.experts
-    router = [(config.experts, w)] if config.experts > 1 else []
-    return [(w, w), (k, w), (k, w), (w, w), *router, *experts] * config.layers
+    return decoder_weights(config).hidden
 
 
 def decoder_shapes(config: DecoderConfig) -> list[tuple[int, ...]]:
@@ -45,9 +44,18 @@ def decoder_shapes(config: DecoderConfig) -> list[tuple[int, ...]]:
     >>> [sum(map(math.prod, decoder_shapes(c))) for c in (LLAMA3_8B, MIXTRAL_8X7B)]
     [8030261248, 46702792704]
     """
-    ends = [(config.vocabulary, config.width)] * (1 if config.tied else 2)
-    norms = [(config.width,)] * (2 * config.layers + 1)
-    return [*ends, *norms, *decoder_hidden_shapes(config)]
+    return decoder_weights(config).shapes
+
+
+def decoder_weights(config: DecoderConfig) -> Weights:
+    """The parameters of a `mpbook.decoder.Decoder`, and how tensor parallelism would cut them."""
+    w, h, k = config.width, config.hidden, config.key_value_heads * config.head_width
+    wide, narrow, vector = Weight((h, w), 0), Weight((w, h), 1), Weight((w,))
+    attention = (Weight((w, w), 0), Weight((k, w), 0), Weight((k, w), 0), Weight((w, w), 1))
+    router = (Weight((config.experts, w)),) if config.experts > 1 else ()
+    experts = (wide, wide, narrow) * config.experts
+    ends = (Weight((config.vocabulary, w), 0),) * (1 if config.tied else 2)
+    return Weights((*ends, vector), (*attention, *router, *experts, vector, vector), config.layers)
 
 
 def decoder_block_tensors(
@@ -152,6 +160,8 @@ def plan_decoder(
     update_loop: UpdateLoop = "foreach",
     checkpointing: bool = False,
     device: DeviceType = "cpu",
+    parallelism: Parallelism | None = None,
+    rank: int = 0,
 ) -> MemoryPlan:
     """The memory of training a `mpbook.decoder.Decoder`, in bytes, without running anything.
 
@@ -165,6 +175,8 @@ def plan_decoder(
         update_loop: how torch's optimizer goes through the parameters.
         checkpointing: whether each block computes its activations again in the backward pass.
         device: changes nothing: what is saved is the same on both.
+        parallelism: as for `mpbook.cost.gpt_plan.plan_gpt`.
+        rank: as for `mpbook.cost.gpt_plan.plan_gpt`.
 
     Raises:
         ValueError: an argument out of range, or an unknown name.
@@ -172,43 +184,62 @@ def plan_decoder(
     precision = as_precision(precision)
     time = config.context if sequence_length is None else sequence_length
     check_step(config.context, batch_size, time, accumulation_steps, update_loop)
+    parallelism = parallelism or Parallelism()
+    parts, computed = parallelism.tensor_parallel, parallelism.computes_in(precision)
+    check_heads(config.key_value_heads, parts)
     saved = decoder_saved_tensors(
         config,
         batch_size=batch_size,
         sequence_length=time,
-        precision=precision,
+        precision=computed,
         accumulation_steps=accumulation_steps,
         checkpointing=checkpointing,
     )
     return transformer_plan(
-        shapes=decoder_shapes(config),
-        hidden=decoder_hidden_shapes(config),
-        saved=saved,
+        weights=decoder_weights(config),
+        saved=on_one_of(parts, saved, cast_numbers=_cast_numbers(config, parts)),
         precision=precision,
         optimizer=optimizer,
         update_loop=update_loop,
         accumulates=accumulation_steps > 1,
-        logits=batch_size * time * config.vocabulary,
-        output_matrix=config.vocabulary * config.width,
+        logits=batch_size * time * chunk(config.vocabulary, parts),
+        output_matrix=chunk(config.vocabulary, parts) * config.width,
         tied=config.tied,
-        block_temporaries=_block_temporaries(config, (batch_size, time), precision, checkpointing),
+        block_temporaries=_block_temporaries(
+            config, (batch_size, time), computed, checkpointing, parts
+        ),
+        parallelism=parallelism,
+        rank=rank,
     )
 
 
+def _cast_numbers(config: DecoderConfig, parts: int) -> int:
+    """In the casts of a block's matrices, on the first of so many GPUs that share them."""
+    local = decoder_weights(replace(config, layers=1)).on_one_of(parts)
+    return sum(map(math.prod, local.hidden))
+
+
 def _block_temporaries(
-    config: DecoderConfig, tokens: tuple[int, int], precision: Precision, checkpointing: bool
+    config: DecoderConfig,
+    tokens: tuple[int, int],
+    precision: Precision,
+    checkpointing: bool,
+    parts: int,
 ) -> int:
     """What the backward pass of the last block's MLP holds beyond what was saved before it."""
-    w, h, (batch, time) = config.width, config.hidden, tokens
+    w, (batch, time) = config.width, tokens
+    h, vocabulary = chunk(config.hidden, parts), chunk(config.vocabulary, parts)
     c, s = precision.compute_dtype.itemsize, precision.parameter_dtype.itemsize
-    freed = 4 * config.vocabulary + (c + 2 * s) * w
+    freed = 4 * vocabulary + (c + 2 * s) * w
     # Of one expert at a time, with its share of the tokens.
     made = 2 * s * w + 3 * c * h * config.experts_per_token // config.experts
-    gradients = s * (config.vocabulary * w + w * h)  # of the output matrix and of the last down
+    gradients = s * (vocabulary * w + w * h)  # of the output matrix and of the last down
     if precision.is_mixed:
-        gradients -= c * config.vocabulary * w  # whose cast is free again
+        gradients -= c * vocabulary * w  # whose cast is free again
     again = 0
     if checkpointing:
-        again = sum(t.bytes for t in decoder_block_tensors(config, tokens, precision))
+        block = decoder_block_tensors(config, tokens, precision)
+        casts = _cast_numbers(config, parts)
+        again = sum(t.bytes for t in on_one_of(parts, block, cast_numbers=casts))
         again -= s * batch * time * w
     return batch * time * (made - freed) + gradients + again

@@ -68,13 +68,13 @@ def update_temporaries(
     for rule, some in _by_rule(shapes, hidden, optimizer):
         sizes = list(map(math.prod, some))
         if rule.allocates == "denominators":
-            at_once = {"for-loop": 2 * max(sizes), "foreach": sum(sizes), "fused": 0}
+            at_once = {"for-loop": 2 * max(sizes, default=0), "foreach": sum(sizes), "fused": 0}
             most = max(most, at_once[update_loop] * itemsize)
         elif rule.allocates == "estimates":
             matrices = (math.prod(shape) for shape in some if len(shape) > 1)
             most = max(most, max(matrices, default=0) * itemsize)
         elif rule.allocates == "Newton-Schulz":
-            most = max(most, *(_newton_schulz(shape, itemsize) for shape in some))
+            most = max(most, *(_newton_schulz(shape, itemsize) for shape in some), 0)
     copied = precision.cure.copied_bytes if precision.cure else 0
     return most + copied * sum(map(math.prod, shapes))
 

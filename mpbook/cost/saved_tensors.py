@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 
+from mpbook.cost.parallelism import Weight, Weights
 from mpbook.models import GPTConfig
 from mpbook.precision import Precision
 
@@ -56,17 +57,28 @@ def parameter_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
     >>> sum(torch.Size(shape).numel() for shape in shapes)
     124439808
     """
-    w = config.width
-    biases: list[tuple[int, ...]] = [(3 * w,), (w,), (4 * w,), (w,), (w,), (w,)]
-    block = [(w,), (w,), *(biases if config.bias else [])]
-    outside = [(config.vocabulary, w), (config.context, w), *[(w,)] * (1 + config.bias)]
-    return [*outside, *block * config.layers, *hidden_matrix_shapes(config)]
+    return gpt_weights(config).shapes
 
 
 def hidden_matrix_shapes(config: GPTConfig) -> list[tuple[int, ...]]:
     """The shape of each of a GPT's `mpbook.optimizers.hidden_matrices`: four in a block."""
+    return gpt_weights(config).hidden
+
+
+def gpt_weights(config: GPTConfig) -> Weights:
+    """The parameters of a `mpbook.models.GPT`, and how tensor parallelism would cut them."""
     w = config.width
-    return [(3 * w, w), (w, w), (4 * w, w), (w, 4 * w)] * config.layers
+    matrices = (
+        Weight((3 * w, w), 0),
+        Weight((w, w), 1),
+        Weight((4 * w, w), 0),
+        Weight((w, 4 * w), 1),
+    )
+    vector = Weight((w,))
+    biases = (Weight((3 * w,), 0), Weight((4 * w,), 0), *[vector] * 4) if config.bias else ()
+    outside = (Weight((config.vocabulary, w), 0), Weight((config.context, w)))
+    norm = (vector,) * (1 + config.bias)
+    return Weights((*outside, *norm), (*matrices, vector, vector, *biases), config.layers)
 
 
 def saved_tensors(

@@ -14,6 +14,8 @@ from typing import Literal
 
 from mpbook.cost.at_peak import MemoryPlan
 from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
+from mpbook.cost.parallelism import Parallelism, Weights
+from mpbook.cost.rank_memory import rank_memory
 from mpbook.cost.saved_tensors import SavedTensor
 from mpbook.optimizers import named
 from mpbook.precision import Precision
@@ -23,8 +25,7 @@ UpdateLoop = Literal["for-loop", "foreach", "fused"]
 
 def transformer_plan(
     *,
-    shapes: list[tuple[int, ...]],
-    hidden: list[tuple[int, ...]],
+    weights: Weights,
     saved: Sequence[SavedTensor],
     precision: Precision,
     optimizer: str,
@@ -34,39 +35,54 @@ def transformer_plan(
     output_matrix: int,
     tied: bool,
     block_temporaries: int,
+    parallelism: Parallelism,
+    rank: int,
 ) -> MemoryPlan:
     """The plan of a transformer whose saved tensors are known.
 
     Args:
-        shapes: of each parameter tensor.
-        hidden: of each matrix between embedding and output.
+        weights: the parameters.
         saved: what autograd keeps.
         precision: of the training.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         update_loop: how torch's optimizer goes through the parameters.
         accumulates: whether the gradients of earlier micro-batches are there already.
-        logits: numbers in the logits of a micro-batch.
-        output_matrix: numbers in the matrix that makes them.
+        logits: numbers in the logits of a micro-batch, on this GPU.
+        output_matrix: numbers in the matrix that makes them, on this GPU.
         tied: whether that is the embedding too.
         block_temporaries: bytes, see `MemoryPlan`.
+        parallelism: how the training is spread over GPUs.
+        rank: which of its data parallel ranks.
     """
     rules, cure = named(optimizer), precision.cure
-    count, itemsize = sum(map(math.prod, shapes)), precision.parameter_dtype.itemsize
+    itemsize = precision.parameter_dtype.itemsize
+    local = weights.on_one_of(parallelism.tensor_parallel)
+    held = rank_memory(
+        local, parallelism, rank, precision, tied_numbers=output_matrix if tied else 0
+    )
+    gradients, owned = itemsize * held.gradients, sum(map(math.prod, held.owned))
     # A matrix that embedding and output share has two gradients, and then their sum; the sum is
     # what stays, unless it is to be added to the one that is there already.
     shared = ((2 if tied else 0) + accumulates) * itemsize * output_matrix
-    allocated = update_temporaries(shapes, hidden, precision, rules, update_loop)
+    if parallelism.shards:
+        shared = 0  # of gathered weights: see `mpbook.cost.rank_memory`
+    allocated = update_temporaries(held.owned, held.owned_hidden, precision, rules, update_loop)
     return MemoryPlan(
-        parameter_count=count,
-        parameters=itemsize * count,
-        master_copies=(cure.kept_bytes if cure else 0) * count,
-        gradients=itemsize * count,
-        held_gradients=itemsize * count if accumulates else 0,
-        optimizer_state=optimizer_state(shapes, hidden, precision, rules),
+        parameter_count=sum(map(math.prod, weights.shapes)),
+        parameters=itemsize * held.weights,
+        master_copies=(cure.kept_bytes if cure else 0) * owned,
+        gradients=gradients,
+        held_gradients=gradients if accumulates else 0,
+        optimizer_state=optimizer_state(held.owned, held.owned_hidden, precision, rules),
         saved=tuple(saved),
         loss_temporaries=2 * 4 * logits,
         block_temporaries=block_temporaries,
         update_temporaries=max(shared, allocated),
+        buckets=held.buckets,
+        gathered_at_loss=held.gathered_at_loss,
+        gathered_at_block=held.gathered_at_block,
+        exchanges=held.exchanges,
+        layers=weights.layers,
     )
 
 

@@ -41,6 +41,25 @@ def _skips(engine: str, infinite: tuple[bool, ...]) -> tuple[bool, ...]:
     return (any(infinite),) * len(infinite)
 
 
+# --- kept: what a rank of torch has of each parameter --------------------------------------------
+
+_KEPT = [
+    (strategy, ranks) for strategy in ("zero1", "ddp", "zero2", "fsdp2") for ranks in (2, 8, 64)
+]
+
+
+def _kept(strategy: str, ranks: int) -> float:
+    weights, gradients, moments, buckets = 4, 4, 8, 4
+    if strategy in ("zero2", "fsdp2"):
+        return (weights + gradients + moments) / ranks
+    return weights + gradients + buckets + moments / (ranks if strategy == "zero1" else 1)
+
+
+def _by_the_paper(strategy: str, ranks: int) -> float:
+    cut = {"ddp": 0, "zero1": 12, "zero2": 12 + 2, "fsdp2": 12 + 2 + 2}[strategy]
+    return 16 - cut + cut / ranks
+
+
 EXERCISES = {
     "stalls_at": Exercise(
         inputs=lambda: [(name,) for name in _FORMATS],
@@ -80,6 +99,24 @@ EXERCISES = {
             "With no_sync the gradients are not added up, so nobody tells the others.": (
                 lambda engine, infinite: (any(infinite),) * len(infinite)
             ),
+        },
+    ),
+    "kept": Exercise(
+        inputs=lambda: _KEPT,
+        solution=_kept,
+        misconceptions={
+            "Those are the ZeRO paper's parts, 2 + 2 + 12; torch keeps float32 weights and "
+            "gradients, and shards both or neither.": _by_the_paper,
+            "DDP sends gradients from buckets of its own: another copy, by default.": (
+                lambda strategy, ranks: (
+                    _kept(strategy, ranks) - (4 if strategy in ("ddp", "zero1") else 0)
+                )
+            ),
+            "ZeRO-2 with fully_shard keeps shards of the weights; whole copies last from forward "
+            "to backward.": lambda strategy, ranks: (
+                4 + 12 / ranks if strategy == "zero2" else _kept(strategy, ranks)
+            ),
+            "DDP divides the batch, and no part of this.": lambda strategy, ranks: 16 / ranks,
         },
     ),
 }

@@ -9,6 +9,7 @@ Taught in the chapter "Memory".
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,7 @@ from mpbook.cost.memory_plan import (
     largest_batch,
     plan_memory,
 )
+from mpbook.cost.parallelism import Parallelism
 from mpbook.decoder import DecoderConfig
 from mpbook.device_facts import GIB
 from mpbook.explorers.base import Checked, Explorer, one_of
@@ -36,7 +38,18 @@ MODELS: dict[str, GPTConfig | DecoderConfig] = {**SIZES, "the book's small GPT":
 LONGEST = 4096
 """Tokens of a sequence that a preset begins with, though its context may be longer."""
 
-LARGEST = {"batch": 4096, "sequence": 131072, "accumulation_steps": 1024}
+LARGEST = {"batch": 4096, "sequence": 131072, "accumulation_steps": 1024, "ranks": 4096}
+
+STRATEGY_NAMES: dict[str, str] = {
+    "ddp": "DDP",
+    "zero1": "ZeRO-1",
+    "zero2": "ZeRO-2",
+    "fsdp2": "ZeRO-3 (FSDP2)",
+}
+"""`mpbook.cost.parallelism.STRATEGIES` as the page calls them."""
+
+TENSOR_PARALLEL = (1, 2, 4, 8, 16)
+"""GPUs that can be asked to share each matrix; as many do as divide the heads."""
 
 
 def _ways() -> dict[str, Precision]:
@@ -108,6 +121,13 @@ def _count(name: str) -> Any:
     return check
 
 
+def _tensor_parallel(value: Any) -> int:
+    if type(value) is not int or value not in TENSOR_PARALLEL:
+        known = ", ".join(map(str, TENSOR_PARALLEL))
+        raise ValueError(f"tensor_parallel={value!r}: expected one of {known}")
+    return value
+
+
 def size(count: int) -> str:
     """Bytes in words, in the units of torch's messages.
 
@@ -123,8 +143,8 @@ class MemoryExplorer(Explorer):
     """Where every byte of training a model goes, and on which device it fits.
 
     The traits ``shape``, ``batch``, ``sequence``, ``accumulation_steps``, ``precision``,
-    ``optimizer`` and ``checkpointing`` follow the reader, and the picture follows them:
-    ``explorer.batch = 16``.
+    ``optimizer``, ``checkpointing``, ``ranks``, ``strategy`` and ``tensor_parallel`` follow the
+    reader, and the picture follows them: ``explorer.batch = 16``.
 
     Args:
         shape: a name of `MODELS`, a `GPTConfig` or a `DecoderConfig`.
@@ -134,6 +154,9 @@ class MemoryExplorer(Explorer):
         precision: a name of `WAYS`.
         optimizer: a name of `mpbook.optimizers.OPTIMIZERS`.
         checkpointing: whether blocks compute their activations again in the backward pass.
+        ranks: data parallel ranks, each with such a batch; the first of them is planned.
+        strategy: a name of `STRATEGY_NAMES`.
+        tensor_parallel: one of `TENSOR_PARALLEL`.
 
     Raises:
         ValueError: an argument that cannot be drawn; it names what would be right.
@@ -146,8 +169,8 @@ class MemoryExplorer(Explorer):
     _twin = "memory_explorer"
     _twin_traits = (
         "shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer",
-        "checkpointing", "precisions", "optimizers", "presets", "devices", "room",
-        "beside",
+        "checkpointing", "ranks", "strategy", "tensor_parallel", "strategies", "tensors",
+        "precisions", "optimizers", "presets", "devices", "room", "beside",
     )  # fmt: skip
 
     shape = Checked(_as_shape, _as_shape("GPT-2 124M")).tag(sync=True)
@@ -157,6 +180,11 @@ class MemoryExplorer(Explorer):
     precision = Checked(one_of("precision", tuple(WAYS)), "bf16-mixed").tag(sync=True)
     optimizer = Checked(one_of("optimizer", tuple(OPTIMIZERS)), "adamw").tag(sync=True)
     checkpointing = traitlets.Bool(False).tag(sync=True)
+    ranks = Checked(_count("ranks"), 1).tag(sync=True)
+    strategy = Checked(one_of("strategy", tuple(STRATEGY_NAMES)), "fsdp2").tag(sync=True)
+    tensor_parallel = Checked(_tensor_parallel, 1).tag(sync=True)
+    strategies = traitlets.List([list(pair) for pair in STRATEGY_NAMES.items()]).tag(sync=True)
+    tensors = traitlets.List(list(TENSOR_PARALLEL)).tag(sync=True)
     precisions = traitlets.List([_numbers(*way) for way in WAYS.items()]).tag(sync=True)
     optimizers = traitlets.List([_rules(*one) for one in OPTIMIZERS.items()]).tag(sync=True)
     presets = traitlets.List([[n, _as_shape(c)] for n, c in MODELS.items()]).tag(sync=True)
@@ -174,11 +202,15 @@ class MemoryExplorer(Explorer):
         precision: str = "bf16-mixed",
         optimizer: str = "adamw",
         checkpointing: bool = False,
+        ranks: int = 1,
+        strategy: str = "fsdp2",
+        tensor_parallel: int = 1,
         **traits: Any,
     ) -> None:
         found = _as_shape(shape)
         chosen: dict[str, Any] = dict(precision=precision, optimizer=optimizer)
         chosen |= dict(accumulation_steps=accumulation_steps, checkpointing=checkpointing)
+        chosen |= dict(ranks=ranks, strategy=strategy, tensor_parallel=tensor_parallel)
         length = min(found["context"], LONGEST) if sequence is None else sequence
         super().__init__(shape=found, batch=batch, sequence=length, **chosen, **traits)
 
@@ -201,7 +233,18 @@ class MemoryExplorer(Explorer):
             "optimizer": self.optimizer,
             "checkpointing": self.checkpointing,
             "device": "cuda",
+            "parallelism": self._parallelism,
         }
+
+    @property
+    def _heads(self) -> int:
+        return int(self.shape.get("key_value_heads", self.shape["heads"]))
+
+    @property
+    def _parallelism(self) -> Parallelism:
+        """As asked for, with as many GPUs to a matrix as divide the heads."""
+        tensor = math.gcd(self.tensor_parallel, self._heads)
+        return Parallelism(ranks=self.ranks, strategy=self.strategy, tensor_parallel=tensor)
 
     @property
     def _name(self) -> str:
@@ -247,18 +290,28 @@ class MemoryExplorer(Explorer):
         fits = [name for name, gib in self.devices if plan.peak <= self.room * gib * GIB]
         times = f"{self.accumulation_steps} times " if self.accumulation_steps > 1 else ""
         where = f"It fits on {fits[0]}." if fits else "It fits on none of the devices listed."
+        where += self._indivisible()
         return (
             f"{self._name} with {times}{_in_words(self.batch, 'sequence')} of "
-            f"{_in_words(self.sequence, 'token')}, {how}: {size(plan.peak)} at {_moment(plan)}, "
-            f"{percent(count / plan.peak)} of it {most}. {where}"
+            f"{_in_words(self.sequence, 'token')}, {how}{self._spread()}: {size(plan.peak)} at "
+            f"{plan.moment}, {percent(count / plan.peak)} of it {most}. {where}"
         )
+
+    def _spread(self) -> str:
+        """Over how many GPUs, and how."""
+        ranks, tensor = self.ranks, self._parallelism.tensor_parallel
+        if ranks * tensor == 1:
+            return ""
+        how = [f"{self.strategy} over {ranks} ranks"] if ranks > 1 else []
+        how += [f"each matrix over {tensor}"] if tensor > 1 else []
+        return f", on each of {ranks * tensor} GPUs ({', '.join(how)})"
+
+    def _indivisible(self) -> str:
+        if self._heads % self.tensor_parallel == 0:
+            return ""
+        of = " of keys and values" if "hidden" in self.shape else ""
+        return f" {self.tensor_parallel} GPUs do not divide {_in_words(self._heads, 'head')}{of}."
 
 
 def _in_words(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _moment(plan: MemoryPlan) -> str:
-    if plan.peak_at_update == plan.peak:
-        return "the update"
-    return "the loss" if plan.peak_at_loss == plan.peak else "the last block"

@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from mpbook.cost.device_room import BESIDE_ON_CUDA, DEVICE_GIB, RESERVE
 from mpbook.cost.memory_plan import plan_memory
+from mpbook.cost.parallelism import STRATEGIES
 from mpbook.decoder import DecoderConfig
 from mpbook.explorers import MemoryExplorer
 from mpbook.explorers.memory_explorer import LONGEST, MODELS, WAYS, size
@@ -77,6 +78,9 @@ def grid() -> list[MemoryExplorer]:
                         precision=precision,
                         optimizer=optimizer,
                         checkpointing=random.random() < 0.5,
+                        ranks=random.choice([1, 2, 3, 8, 1000]),
+                        strategy=random.choice(list(STRATEGIES)),
+                        tensor_parallel=random.choice([1, 1, 2, 8]),
                     )
                 )
     return found
@@ -93,7 +97,9 @@ PLANS = """(states) => states.map((state) => {
     gradients: p.gradients, held_gradients: p.heldGradients,
     optimizer_state: p.state, weight_casts: p.casts,
     activations: p.activations, loss_temporaries: p.atLoss, block_temporaries: p.atBlock,
-    update_temporaries: p.atUpdate, peak: p.peak, at_peak: p.atPeak,
+    update_temporaries: p.atUpdate, buckets: p.buckets, moment: p.moment,
+    gathered_at_loss: p.gatheredAtLoss, gathered_at_block: p.gatheredAtBlock,
+    peak: p.peak, at_peak: p.atPeak,
     batches: s.devices.map(([, gib]) => m.largestBatch(s.room * gib * m.GIB, s.options)),
     sentence: m.sentence(s),
   };
@@ -266,6 +272,26 @@ def test_every_choice_reaches_the_plan(open_explorer: OpenExplorer) -> None:
 
 
 @pytest.mark.browser
+def test_ranks_strategy_and_tensor_parallelism_reach_the_plan(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(MemoryExplorer("GPT-2 1.5B", 2))
+    expect(page.get_by_label("Strategy")).to_be_disabled()
+    page.get_by_label("Ranks", exact=True).fill("8")
+    page.keyboard.press("Enter")
+    page.get_by_label("Strategy").select_option("ZeRO-2")
+    expected = MemoryExplorer("GPT-2 1.5B", 2, ranks=8, strategy="zero2")
+    expect(said(page)).to_have_text(repr(expected))
+    assert "on each of 8 GPUs (zero2 over 8 ranks)" in repr(expected)
+    page.get_by_label("Tensor parallel").select_option("4")
+    indivisible = MemoryExplorer("GPT-2 1.5B", 2, ranks=8, strategy="zero2", tensor_parallel=4)
+    expect(said(page)).to_have_text(repr(indivisible))
+    assert repr(indivisible).endswith(" 4 GPUs do not divide 25 heads.")
+    page.get_by_role("button", name="Llama 3 8B", exact=True).click()
+    expect(said(page)).to_contain_text(
+        "on each of 32 GPUs (zero2 over 8 ranks, each matrix over 4)"
+    )
+
+
+@pytest.mark.browser
 def test_numbers_out_of_range_are_brought_back(open_explorer: OpenExplorer) -> None:
     page = open_explorer(MemoryExplorer())
     batch = page.get_by_label("batch", exact=True)
@@ -348,6 +374,7 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
     ("name", "value"),
     [
         ("batch", 0), ("batch", 5000), ("batch", True), ("batch", 2.0), ("sequence", 0),
+        ("ranks", 0), ("strategy", "zero3"), ("tensor_parallel", 3), ("tensor_parallel", True),
         ("accumulation_steps", 0), ("accumulation_steps", 1025),
         ("precision", "tf32"), ("optimizer", "lion"), ("shape", "GPT-3"),
         ("shape", GPTConfig(bias=False)),

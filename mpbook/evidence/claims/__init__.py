@@ -12,14 +12,14 @@ the chapters say of a claim.
 
 from __future__ import annotations
 
-from mpbook.evidence.claims import low_precision, numbers, pytorch, recorded, training
+from mpbook.evidence.claims import low_precision, many_gpus, numbers, pytorch, recorded, training
 from mpbook.evidence.claims.base import NOT_RECORDED, Claim, Evidence, Kind, Ledger, Verdict
 
 __all__ = ["CLAIMS", "NOT_RECORDED", "Claim", "Evidence", "Kind", "Ledger", "Verdict", "ledger"]
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
-    for group in (numbers, pytorch, training, recorded, low_precision)
+    for group in (numbers, pytorch, training, many_gpus, recorded, low_precision)
     for claim in group.CLAIMS
 }
 """By id, those decided by arithmetic first, those that need a GPU's record after them, those about

@@ -35,97 +35,186 @@ function makes(rule, sizes, bytes) {
   return most((size) => (bytes + 4) * numbersOf(size) + 4 * Math.min(size[0], size[1]) ** 2);
 }
 
-function optimizing({ rule, hidden_rule: hidden }, { outside, matrices }, layers, bytes) {
-  const inside = matrices.map(([rows, columns, times]) => [rows, columns, times * layers]);
+function optimizing({ rule, hidden_rule: hidden }, { outside, block }, bytes) {
+  const matrices = block.filter(([, columns]) => columns);
   if (!hidden) {
-    const all = [...outside, ...inside];
+    const all = [...outside, ...block];
     return { state: keeps(rule, all, bytes), atStep: makes(rule, all, bytes) };
   }
+  const rest = [...outside, ...block.filter(([, columns]) => !columns)];
   return {
-    state: keeps(rule, outside, bytes) + keeps(hidden, inside, bytes),
-    atStep: Math.max(makes(rule, outside, bytes), makes(hidden, inside, bytes)),
+    state: keeps(rule, rest, bytes) + keeps(hidden, matrices, bytes),
+    atStep: Math.max(makes(rule, rest, bytes), makes(hidden, matrices, bytes)),
   };
 }
 
-// The parts of a model: the matrices of a block and the tensors outside of them, what a block and what comes
-// after the last one save, the casts of a block's matrices, what its backward pass makes for a
-// moment, and how many gradients more the matrices at the ends have. Bytes of a number: s in the stream, c in
-// what is computed with.
-function gptParts({ vocabulary, context, layers, heads, width: w }, tokens, time, s, c) {
+// The tensors outside of the blocks and those of one block, on the first of t GPUs that share each matrix; and
+// how many gradients more the matrix has that embedding and output share.
+function weightsOf(shape, t) {
+  const { vocabulary, context, heads, width: w } = shape, rows = Math.ceil(vocabulary / t), v = w / t;
+  if (!("hidden" in shape)) {
+    return {
+      outside: [[rows, w, 1], [context, w, 1], [w, 0, 2]],
+      block: [[3 * v, w, 1], [w, v, 1], [4 * v, w, 1], [w, 4 * v, 1], [w, 0, 2], [3 * v, 0, 1], [4 * v, 0, 1], [w, 0, 4]],
+      shared: 2,
+    };
+  }
+  const { key_value_heads, hidden, tied, experts } = shape, h = Math.ceil(hidden / t), k = (key_value_heads * (w / heads)) / t;
+  const mlps = Array.from({ length: experts }, () => [[h, w, 2], [w, h, 1]]).flat();
+  const block = [[v, w, 1], [k, w, 2], [w, v, 1], ...(experts > 1 ? [[experts, w, 1]] : []), ...mlps, [w, 0, 2]];
+  return { outside: [[rows, w, tied ? 1 : 2], [w, 0, 1]], block, shared: tied ? 2 : 0 };
+}
+
+const times = (sizes, layers) => sizes.map(([rows, columns, n]) => [rows, columns, n * layers]);
+
+// What rank 0 has under fully_shard: a chunk of the rows. Its shards of weights and gradients are those of every
+// rank, with padding.
+const shards = (sizes, ranks) => sizes.map(([rows, columns, n]) => [Math.ceil(rows / ranks), columns, n]);
+
+// Whose state rank 0 has under ZeroRedundancyOptimizer: the largest left goes to the rank with the fewest numbers.
+function assigned({ outside, block }, layers, ranks) {
+  const single = (sizes) => sizes.flatMap(([rows, columns, n]) => Array.from({ length: n }, () => [rows, columns, 1]));
+  const each = single(block), own = { outside: [], block: [] };
+  const all = [...single(outside).map((size) => ["outside", size])];
+  for (let layer = 0; layer < layers; layer += 1) all.push(...each.map((size) => ["block", size]));
+  all.sort(([, a], [, b]) => numbersOf(b) - numbersOf(a));
+  const loads = new Float64Array(ranks);
+  for (const [part, size] of all) {
+    let least = 0;
+    for (let rank = 1; rank < ranks; rank += 1) if (loads[rank] < loads[least]) least = rank;
+    loads[least] += numbersOf(size);
+    if (least === 0) own[part].push(size);
+  }
+  return own;
+}
+
+const sharding = ({ ranks, strategy }) => ranks > 1 && (strategy === "zero2" || strategy === "fsdp2");
+
+// What the optimizer of rank 0 updates: its state, what its step makes, and of how many numbers. The batch
+// changes nothing of it.
+export function ownedBy({ shape, p, rules, parallel }) {
+  const { layers } = shape, local = weightsOf(shape, parallel.tensor);
+  let own = { outside: local.outside, block: times(local.block, layers) };
+  if (sharding(parallel)) own = { outside: shards(own.outside, parallel.ranks), block: shards(own.block, parallel.ranks) };
+  else if (parallel.ranks > 1 && parallel.strategy === "zero1") own = assigned(local, layers, parallel.ranks);
+  return { ...optimizing(rules, own, p.state_bytes), numbers: sum([...own.outside, ...own.block], numbersOf) };
+}
+
+// The parts of a model on one of t GPUs that share its matrices: what a block and what comes after the last one save, the casts of a
+// block's matrices, and what its backward pass makes for a moment. Bytes of a number: s in the stream, c in what
+// is computed with.
+function gptParts({ vocabulary, heads, width: w }, tokens, time, s, c, t) {
+  const v = w / t, rows = Math.ceil(vocabulary / t);
   return {
-    outside: [[vocabulary, w, 1], [context, w, 1], [w, 0, 2 + 6 * layers], [3 * w, 0, layers], [4 * w, 0, layers]],
-    matrices: [[3 * w, w, 1], [w, w, 1], [4 * w, w, 1], [w, 4 * w, 1]],
-    block: tokens * ((2 * s + 14 * c) * w + 16 + 4 * heads),
-    casts: 12 * w * w * c,
+    block: tokens * ((2 * s + 2 * c) * w + 12 * c * v + 16 + (4 * heads) / t),
     last: tokens * ((s + c) * w + 8) + 8 * time,
-    made: tokens * ((s + 4 * c) * w - 4 * vocabulary - (c + s) * w) + s * (vocabulary * w + 4 * w * w),
-    shared: 2,
+    made: tokens * (s * w + 4 * c * v - 4 * rows - (c + s) * w) + s * (rows * w + 4 * w * v),
   };
 }
 
-function decoderParts(shape, tokens, time, s, c) {
-  const { vocabulary, layers, heads, width: w, key_value_heads, hidden: h, tied, experts, experts_per_token } = shape;
-  const k = key_value_heads * (w / heads), rows = tokens * experts_per_token, mixed = s !== c, choose = experts > 1;
-  const matrices = [[w, w, 2], [k, w, 2], ...(choose ? [[experts, w, 1]] : []), [h, w, 2 * experts], [w, h, experts]];
-  const mlp = choose ? rows * (24 + 4 + s + ((mixed ? 2 : 1) * c + c + s) * w + 4 * c * h) : tokens * 4 * c * h;
+function decoderParts(shape, tokens, time, s, c, t) {
+  const { vocabulary, heads, width: w, key_value_heads, hidden, experts, experts_per_token } = shape;
+  const v = w / t, k = (key_value_heads * (w / heads)) / t, h = Math.ceil(hidden / t), rows = Math.ceil(vocabulary / t);
+  const mixed = s !== c, choose = experts > 1, taken = tokens * experts_per_token;
+  const mlp = choose ? taken * (24 + 4 + s + ((mixed ? 2 : 1) * c + c + s) * w + 4 * c * h) : tokens * 4 * c * h;
   const inputs = mixed ? 3 + (choose ? 1 : 2) : 2;
   return {
-    outside: [[vocabulary, w, tied ? 1 : 2], [w, 0, 2 * layers + 1]],
-    matrices,
-    block: tokens * (4 * s * w + 2 * s + inputs * c * w + 2 * c * w + 2 * c * k + 4 * heads) + mlp + (mixed ? 2 * time * (w / heads) * c : 0),
-    casts: c * sum(matrices, numbersOf),
+    block: tokens * (4 * s * w + 2 * s + inputs * c * w + 2 * c * v + 2 * c * k + (4 * heads) / t) + mlp + (mixed ? 2 * time * (w / heads) * c : 0),
     last: tokens * ((2 * s + c) * w + s),
-    made: tokens * (2 * s * w + Math.floor((3 * c * h * experts_per_token) / experts) - 4 * vocabulary - (c + 2 * s) * w) + s * (vocabulary * w + w * h),
-    shared: tied ? 2 : 0,
+    made: tokens * (2 * s * w + Math.floor((3 * c * h * experts_per_token) / experts) - 4 * rows - (c + 2 * s) * w) + s * (rows * w + w * h),
   };
 }
 
-// What a step holds on a GPU, in bytes. `p` says how many bytes a number has: in the residual stream
+// What a step holds on rank 0 of a GPU, in bytes. `p` says how many bytes a number has: in the residual stream
 // and the weights, in what is computed with, in the optimizer's state, and in what is kept beside.
-// `rules` are the optimizer's, `parts` the micro-batches that make a step.
-export function planMemory({ shape, batch, time, parts, p, rules, checkpointing }) {
-  const { vocabulary, layers, width: w } = shape;
-  const s = p.parameter_bytes, c = p.compute_bytes, mixed = s !== c;
-  const tokens = batch * time;
-  const model = ("hidden" in shape ? decoderParts : gptParts)(shape, tokens, time, s, c);
-  const count = sum(model.outside, numbersOf) + layers * sum(model.matrices, numbersOf), { block } = model;
-  const { state, atStep } = optimizing(rules, model, layers, p.state_bytes);
+// `rules` are the optimizer's, `parts` the micro-batches that make a step, `owned` is `ownedBy` of the same.
+export function planMemory({ shape, batch, time, parts, p, checkpointing, parallel, owned }) {
+  const { vocabulary, layers, width: w } = shape, { ranks, strategy, tensor } = parallel;
+  const cut = sharding(parallel), stored = p.parameter_bytes, c = p.compute_bytes;
+  const s = cut ? c : stored, mixed = s !== c; // fully_shard casts whole blocks, autocast leaves the stream
+  const tokens = batch * time, rows = Math.ceil(vocabulary / tensor);
+  const whole = weightsOf(shape, 1), local = weightsOf(shape, tensor);
+  const model = ("hidden" in shape ? decoderParts : gptParts)(shape, tokens, time, s, c, tensor), { block } = model;
+  const numbers = (weights) => sum(weights.outside, numbersOf) + layers * sum(weights.block, numbersOf);
+  const held = cut ? { outside: shards(local.outside, ranks), block: shards(local.block, ranks) } : local;
+  const bytes = stored * numbers(held);
 
-  const casts = mixed ? model.casts : 0;
-  const last = model.last + tokens * (4 * vocabulary + 16 * parts) + 4 + (p.loss_scale ? 4 : 0);
-  const output = mixed ? vocabulary * w * c : 0;
+  const casts = mixed ? c * sum(local.block.filter(([, columns]) => columns), numbersOf) : 0;
+  const last = model.last + tokens * (4 * rows + 16 * parts) + 4 + (p.loss_scale ? 4 : 0);
+  const output = mixed ? rows * w * c : 0;
   const again = block + casts - s * tokens * w;
+  const ofABlock = checkpointing ? s * tokens * w : block;
+  const shared = cut ? 0 : (local.shared + (parts > 1 ? 1 : 0)) * stored * rows * w;
 
   const found = {
-    count,
-    parameters: s * count,
-    masterCopies: p.kept_bytes * count,
-    gradients: s * count,
-    heldGradients: parts > 1 ? s * count : 0,
-    state,
+    count: numbers(whole),
+    parameters: bytes,
+    masterCopies: p.kept_bytes * owned.numbers,
+    gradients: bytes,
+    heldGradients: parts > 1 ? bytes : 0,
+    state: owned.state,
+    buckets: ranks > 1 && !cut ? bytes : 0,
     casts: output + (checkpointing ? 0 : layers * casts),
-    activations: last + layers * (checkpointing ? s * tokens * w : block),
-    atLoss: 8 * tokens * vocabulary,
+    activations: last + layers * ofABlock,
+    ofABlock,
+    atLoss: 8 * tokens * rows,
     atBlock: model.made - output + (checkpointing ? again : 0),
-    atUpdate: Math.max((model.shared + (parts > 1 ? 1 : 0)) * s * vocabulary * w, atStep + p.copied_bytes * count),
+    atUpdate: Math.max(shared, owned.atStep + p.copied_bytes * owned.numbers),
+    gatheredAtLoss: 0,
+    gatheredAtBlock: 0,
+    exchanges: [],
   };
+  if (cut) Object.assign(found, exchanges(local, layers, ranks, strategy, { kept: stored, compute: c, tied: local.shared ? rows * w : 0 }));
   return { ...found, ...peaks(found) };
 }
 
+// The moments at which fully_shard gathers weights and adds gradients up: mpbook/cost/rank_memory.py. Gradients
+// are added up in float32.
+const REDUCED = 4;
+
+function exchanges({ outside, block }, layers, ranks, strategy, { kept, compute, tied }) {
+  const unit = (sizes) => {
+    const padded = sum(shards(sizes, ranks), numbersOf), whole = compute * ranks * padded;
+    const made = compute * sum(sizes, numbersOf), sent = REDUCED * ranks * padded;
+    return { padded, whole, made, sent, adding: sent + Math.max(made, (REDUCED + (kept === REDUCED ? 0 : kept)) * padded) };
+  };
+  const inner = unit(block), outer = unit(outside), all = strategy === "zero2";
+  const gathered = (number) => outer.whole + (all ? number : Math.min(number, 2)) * inner.whole;
+  const afterForward = all ? gathered(layers) : outer.whole;
+  const came = 2 * inner.whole + (layers > 1 ? inner.whole : outer.whole) - (all ? inner.whole : 0);
+  const found = [{ moment: "the gather", blocks: layers - 1, gathered: afterForward + came, gradients: 0, buffers: 0 }];
+  const reduction = (blocks, weights, done, buffers) =>
+    found.push({ moment: "the reduction", blocks, gathered: weights, gradients: done * kept * inner.padded, buffers });
+  for (const done of new Set([0, Math.min(1, layers - 1), layers - 1])) {
+    const number = layers - done;
+    reduction(number - 1, gathered(number), done, outer.made + (done ? inner.sent : 0) + inner.made);
+    reduction(number - 1, gathered(number) - inner.whole, done, outer.made + inner.adding);
+  }
+  reduction(0, gathered(0), layers, outer.made + 2 * compute * tied + inner.sent);
+  reduction(0, 0, layers, outer.adding);
+  return { gatheredAtLoss: afterForward, gatheredAtBlock: gathered(layers), exchanges: found };
+}
+
+const total = (parts) => Object.values(parts).reduce((a, b) => a + b, 0);
+
 // The moment of the peak, its height and its categories, as MemoryPlan.at_peak names them.
 function peaks(parts) {
-  const kept = parts.parameters + parts.masterCopies + parts.state;
-  const saved = kept + parts.heldGradients + parts.casts + parts.activations;
-  const update = kept + parts.gradients + parts.atUpdate;
-  const peak = Math.max(saved + parts.atLoss, saved + parts.atBlock, update);
-  const stay = { parameters: parts.parameters, "master copies": parts.masterCopies, "optimizer state": parts.state };
-  if (update === peak) {
-    return { peak, moment: "the update", atPeak: { ...stay, gradients: parts.gradients, "update, for a moment": parts.atUpdate } };
-  }
-  return {
-    peak, moment: saved + parts.atLoss === peak ? "the loss" : "the last block",
-    atPeak: { ...stay, gradients: parts.heldGradients, "weight casts": parts.casts, activations: parts.activations, "backward, for a moment": peak - saved },
-  };
+  const kept = { parameters: parts.parameters, "master copies": parts.masterCopies, "optimizer state": parts.state, "reduce buffers": parts.buckets };
+  const backward = (gathered, temporaries) => ({
+    ...kept, gradients: parts.heldGradients, "gathered weights": gathered,
+    "weight casts": parts.casts, activations: parts.activations, "backward, for a moment": temporaries,
+  });
+  const moments = [
+    ["the update", { ...kept, gradients: parts.gradients, "update, for a moment": parts.atUpdate }],
+    ["the loss", backward(parts.gatheredAtLoss, parts.atLoss)],
+    ["the last block", backward(parts.gatheredAtBlock, parts.atBlock)],
+    ...parts.exchanges.map((at) => [at.moment, {
+      ...kept, gradients: parts.heldGradients || at.gradients, "gathered weights": at.gathered,
+      activations: at.blocks * parts.ofABlock, "reduce buffers": at.buffers,
+    }]),
+  ];
+  const [moment, atPeak] = moments.reduce((a, b) => (total(b[1]) > total(a[1]) ? b : a));
+  return { peak: total(atPeak), moment, atPeak };
 }
 
 // The largest batch whose peak fits into so many bytes, 0 if none does.
@@ -156,9 +245,23 @@ export function sentence(s) {
   const times = s.parts > 1 ? `${s.parts} times ` : "";
   const how = s.checkpointing ? `${s.precision}, ${s.optimizer} and checkpointing` : `${s.precision} and ${s.optimizer}`;
   const [most, bytes] = Object.entries(s.plan.atPeak).reduce((a, b) => (b[1] > a[1] ? b : a));
-  return `${s.name} with ${times}${inWords(s.batch, "sequence")} of ${inWords(s.time, "token")}, ${how}: ${size(s.plan.peak)} at ${s.plan.moment}, `
+  return `${s.name} with ${times}${inWords(s.batch, "sequence")} of ${inWords(s.time, "token")}, ${how}${spread(s)}: ${size(s.plan.peak)} at ${s.plan.moment}, `
     + `${percent(bytes / s.plan.peak)} of it ${most}. `
-    + (fits.length ? `It fits on ${fits[0][0]}.` : "It fits on none of the devices listed.");
+    + (fits.length ? `It fits on ${fits[0][0]}.` : "It fits on none of the devices listed.") + indivisible(s);
+}
+
+// Over how many GPUs, and how.
+function spread({ parallel: { ranks, strategy, tensor } }) {
+  if (ranks * tensor === 1) return "";
+  const how = [ranks > 1 ? `${strategy} over ${ranks} ranks` : "", tensor > 1 ? `each matrix over ${tensor}` : ""];
+  return `, on each of ${ranks * tensor} GPUs (${how.filter(Boolean).join(", ")})`;
+}
+
+const headsOf = (shape) => shape.key_value_heads ?? shape.heads;
+
+function indivisible({ shape, wanted }) {
+  const heads = headsOf(shape);
+  return heads % wanted ? ` ${wanted} GPUs do not divide ${inWords(heads, "head")}${"hidden" in shape ? " of keys and values" : ""}.` : "";
 }
 
 export function readState(get) {
@@ -171,15 +274,19 @@ export function readState(get) {
   const same = presets.find(([, known]) => Object.keys(known).length === keys.length && keys.every((key) => known[key] === shape[key]));
   const kind = "hidden" in shape ? "decoder" : "GPT";
   const name = same ? same[0] : `A ${kind} of ${inWords(shape.layers, "block")} and width ${shape.width}`;
-  const options = { shape, batch, time, parts, p, rules, checkpointing };
-  return { ...options, precision, optimizer, devices, room, beside, name, options, plan: planMemory(options) };
+  const wanted = get("tensor_parallel");
+  const parallel = { ranks: get("ranks"), strategy: get("strategy"), tensor: commonDivisor(wanted, headsOf(shape)) };
+  const options = { shape, batch, time, parts, p, checkpointing, parallel, owned: ownedBy({ shape, p, rules, parallel }) };
+  return { ...options, precision, optimizer, devices, room, beside, name, wanted, options, plan: planMemory(options) };
 }
+
+const commonDivisor = (a, b) => (b ? commonDivisor(b, a % b) : a);
 
 const LONGEST = 4096; // tokens that a preset begins with, though its context may be longer
 
 // --- Parts ------------------------------------------------------------------------------------------------------
 
-const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096], accumulation_steps: [1, 1024] };
+const LIMITS = { layers: [1, 200], width: [64, 16384], vocabulary: [1, 300000], batch: [1, 4096], accumulation_steps: [1, 1024], ranks: [1, 4096] };
 const HEAD = 64; // GPT-2's width of a head, in every size
 
 // A shape of another width: with as many heads of the same width, and groups and MLP in proportion.
@@ -195,7 +302,7 @@ export function ofWidth(shape, wanted) {
   return { ...shape, width, heads: groups * group, key_value_heads: groups, hidden };
 }
 
-function controls(act, { precisions, optimizers, presets }) {
+function controls(act, { precisions, optimizers, presets, strategies, tensors }) {
   let now = null;
   const whole = (field, low, high) => clamp(Math.round(Number(field.value)) || low, low, high);
   const number = (attributes, changed) => {
@@ -229,6 +336,13 @@ function controls(act, { precisions, optimizers, presets }) {
     act({ accumulation_steps: value });
     field.value = value;
   });
+  const ranks = number({ min: 1, max: LIMITS.ranks[1] }, (field) => {
+    const value = whole(field, ...LIMITS.ranks);
+    act({ ranks: value });
+    field.value = value;
+  });
+  const strategy = chooser("Strategy", strategies, (value) => act({ strategy: value }));
+  const tensor = chooser("Tensor parallel", tensors.map((n) => [n, String(n)]), (value) => act({ tensor_parallel: Number(value) }));
   const slider = h("input", { type: "range", min: 0, max: 12, step: 1, class: "mp-slider" });
   slider.addEventListener("input", () => act({ batch: 2 ** slider.value }));
   const precision = chooser("Precision", precisions.map(({ name }) => [name, name]), (value) => act({ precision: value }));
@@ -242,6 +356,7 @@ function controls(act, { precisions, optimizers, presets }) {
       h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time), labelled("accumulation steps", parts)),
       h("div", { class: "mp-row mp-length" }, precision.el, optimizer.el,
         h("label", { class: "mp-control mp-tick" }, h("span", {}, "Checkpointing"), box)),
+      h("div", { class: "mp-row mp-length" }, labelled("Ranks", ranks), strategy.el, tensor.el),
       h("div", { class: "mp-row mp-shape" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
     draw(s) {
       now = s;
@@ -252,6 +367,10 @@ function controls(act, { precisions, optimizers, presets }) {
       show(time, s.time);
       show(batch, s.batch);
       show(parts, s.parts);
+      show(ranks, s.parallel.ranks);
+      strategy.select.value = s.parallel.strategy;
+      strategy.select.disabled = s.parallel.ranks === 1;
+      tensor.select.value = String(s.wanted);
       slider.value = Math.round(Math.log2(s.batch));
       slider.setAttribute("aria-valuetext", inWords(s.batch, "sequence"));
       precision.select.value = s.precision;
@@ -268,7 +387,7 @@ function words() {
 }
 
 const CATEGORIES = ["parameters", "master copies", "optimizer state", "gradients", "update, for a moment",
-  "weight casts", "activations", "backward, for a moment"];
+  "weight casts", "activations", "backward, for a moment", "reduce buffers", "gathered weights"];
 const kind = (name) => `mp-part-${CATEGORIES.indexOf(name)}`;
 
 const BAR = 40, TOP = 16, HEIGHT = 82;
@@ -336,12 +455,12 @@ function tables() {
 
 // --- All together -----------------------------------------------------------------------------------------------
 
-const TRAITS = ["shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer", "checkpointing"];
+const TRAITS = ["shape", "batch", "sequence", "accumulation_steps", "precision", "optimizer", "checkpointing", "ranks", "strategy", "tensor_parallel"];
 
 function render({ model, el }) {
   const act = (changes) => change(model, changes);
   const get = (name) => model.get(name);
-  const choices = { precisions: get("precisions"), optimizers: get("optimizers").map(({ name }) => name), presets: get("presets") };
+  const choices = { precisions: get("precisions"), optimizers: get("optimizers").map(({ name }) => name), presets: get("presets"), strategies: get("strategies"), tensors: get("tensors") };
   const parts = [controls(act, choices), words(), bar(), tables()];
   return present({ model, el }, { name: "Memory planner", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
 }
