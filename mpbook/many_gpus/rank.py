@@ -81,6 +81,8 @@ def joined() -> Iterator[None]:
     dist.init_process_group(
         "nccl" if ours.type == "cuda" else "gloo", timeout=timedelta(seconds=patience_s)
     )
+    # A rank that had left already would break the connections that others still make.
+    dist.barrier(device_ids=[ours.index] if ours.type == "cuda" else None)
     try:
         yield
     finally:
