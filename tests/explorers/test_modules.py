@@ -36,7 +36,7 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
 def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
-        "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
+        "block_explorer", "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
         "published_explorer", "range_resolution_explorer", "record_explorer", "roofline_explorer",
         "sum_explorer",
     ]  # fmt: skip
