@@ -21,7 +21,7 @@ from torch import Tensor
 from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, ulp
-from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat
+from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat, BlockShape
 from mpbook.formats.blocks import Blocks, ScaleMode, quantise
 from mpbook.formats.counter_hash import keys_of
 from mpbook.low_precision.hadamard import hadamard_transform, random_signs
@@ -243,7 +243,7 @@ class BlockExplorer(Explorer):
         "number", "presets", "formats",
     )  # fmt: skip
 
-    rows = traitlets.List(read_only=True).tag(sync=True)
+    rows: Any = traitlets.List(read_only=True).tag(sync=True)
     tensor = traitlets.Unicode().tag(sync=True)
     element = Checked(one_of("element", ELEMENTS), "float4_e2m1fn").tag(sync=True)
     block = Checked(_one_of("block", BLOCKS), 32).tag(sync=True)
@@ -286,7 +286,7 @@ class BlockExplorer(Explorer):
 
     def format(self) -> BlockFormat:
         """The block format that is chosen."""
-        block = "tensor" if self.block == "tensor" else (1, self.block)
+        block: BlockShape = "tensor" if self.block == "tensor" else (1, self.block)
         two = self.scale == "float8_e4m3fn"
         return BlockFormat("chosen", self.element, block, FORMATS[self.scale], tensor_scale=two)
 
@@ -315,11 +315,12 @@ class BlockExplorer(Explorer):
         return fate_of(self.row()[0], self.blocks(format))
 
     def _fallback(self) -> str:
-        head = ("format", "became zero", "saturated", "row off by", "bits a number")
+        head = ("format", "became zero", "saturated", "row off by", "median off by", "bits")
         cells = "".join(f"<th scope='col'>{name}</th>" for name in head)
         body = "".join(
             f"<tr><th scope='row'>{name}</th><td>{fate.zeros}</td><td>{fate.saturated}</td>"
-            f"<td>{100 * fate.error:.2g}%</td><td>{fate.bits:g}</td></tr>"
+            f"<td>{100 * fate.error:.2g}%</td><td>{100 * fate.median_error:.2g}%</td>"
+            f"<td>{fate.bits:g}</td></tr>"
             for name, fate in ((name, self.fate(format)) for name, format in PRESETS.items())
         )
         title = html.escape(f"{NUMBERS} numbers of {self.tensor}")

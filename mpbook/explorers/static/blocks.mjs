@@ -1,9 +1,10 @@
 // Formats whose scale is shared: the arithmetic of mpbook.formats.blocks, which the tests prove equal,
 // bit by bit. Everything is float32, as there: a double that Math.fround rounds once.
 
+import { width } from "./codes.mjs";
 import { floorLog2, largest } from "./kit.mjs";
 import { bitsOf, floatOf } from "./half.mjs";
-import { roundTo } from "./rounding.mjs";
+import { gap, roundTo } from "./rounding.mjs";
 
 export const FLOAT32 = "float32", POWER_OF_TWO = "float8_e8m0fnu", E4M3 = "float8_e4m3fn";
 const FLOAT32_MAX = (2 - 2 ** -23) * 2 ** 127, SMALLEST = 2 ** -149;
@@ -79,4 +80,33 @@ export function quantise(row, tensorAmax, format, keys = null) {
     combined.push(scale), quotients.push(quotient), elements.push(stored), numbers.push(Math.fround(stored * scale));
   });
   return { size, tensorScale, scales, combined, quotients, elements, numbers };
+}
+
+// --- What became of a row ---------------------------------------------------------------------------
+
+export const ZERO = "became zero", SATURATED = "saturated";
+
+// For each number, whether it was lost: to zero, or beyond the largest element by more than half of the
+// last gap, so that a format which goes on would have rounded it to a larger one.
+export function lossesOf(row, { quotients, numbers }, { element }) {
+  const top = largest(element), beyond = top + gap(top, element) / 2;
+  return row.map((x, i) => (x !== 0 && numbers[i] === 0 ? ZERO : Math.abs(quotients[i]) > beyond ? SATURATED : null));
+}
+
+const norm = (values) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0));
+export const bitsOfNumber = ({ element, scale, block }) =>
+  width(element) + (block === "tensor" ? 0 : width(scale) / block);
+
+export function fateOf(row, quantised, format) {
+  const losses = lossesOf(row, quantised, format), off = row.map((x, i) => Math.abs(quantised.numbers[i] - x));
+  const ratios = off.map((d, i) => d / Math.abs(row[i])).filter((_, i) => row[i] !== 0).sort((a, b) => a - b);
+  const count = (kind) => losses.filter((loss) => loss === kind).length;
+  return {
+    losses,
+    zeros: count(ZERO),
+    saturated: count(SATURATED),
+    error: ratios.length ? norm(off) / norm(row) : 0,
+    medianError: ratios[(ratios.length - 1) >> 1] ?? 0,
+    bits: bitsOfNumber(format),
+  };
 }
