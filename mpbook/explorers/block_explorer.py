@@ -29,7 +29,7 @@ from mpbook.low_precision.hadamard import hadamard_transform, random_signs
 NUMBERS = 128
 """Of a row, as many as are drawn: the longest block along a row that recipes use."""
 
-ELEMENTS = ("float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
+ELEMENTS = tuple(dict.fromkeys(format.element.name for format in BLOCK_FORMATS.values()))
 SCALES = ("float32", "float8_e8m0fnu", "float8_e4m3fn")
 BLOCKS: tuple[int | str, ...] = ("tensor", 128, 64, 32, 16)
 ROTATIONS = (None, 16, 32)
@@ -221,7 +221,8 @@ class BlockExplorer(Explorer):
 
     Args:
         tensors: by name, a tensor or a pair of tensor and row; see `as_rows`.
-        preset: the format to begin with, one of `PRESETS`.
+        preset: the format to begin with: ``"FP8, tensorwise"``, ``"MXFP8"``, ``"FP4, tensorwise"``,
+            ``"MXFP4"`` or ``"NVFP4"``.
         scale_mode: how a power-of-two scale is chosen, see `mpbook.formats.blocks`.
         rounding: ``"nearest-even"`` or ``"stochastic"``, whose bits follow from ``seed``.
         hadamard: block of the Hadamard transform before it, None, 16 or 32.
@@ -240,7 +241,7 @@ class BlockExplorer(Explorer):
     _twin = "block_explorer"
     _twin_traits = (
         "rows", "tensor", "element", "block", "scale", "scale_mode", "rounding", "hadamard", "seed",
-        "number", "presets", "formats",
+        "number", "presets", "elements", "formats",
     )  # fmt: skip
 
     rows: Any = traitlets.List(read_only=True).tag(sync=True)
@@ -256,6 +257,7 @@ class BlockExplorer(Explorer):
     presets = traitlets.List(
         [[name, _choices_of(format)] for name, format in PRESETS.items()], read_only=True
     ).tag(sync=True)
+    elements = traitlets.List(list(ELEMENTS), read_only=True).tag(sync=True)
     formats = traitlets.Dict(
         {name: dataclasses.asdict(FORMATS[name]) for name in (*ELEMENTS, *SCALES)}, read_only=True
     ).tag(sync=True)

@@ -24,7 +24,7 @@ from mpbook.explorers.block_explorer import (
     as_rows,
     quantised,
 )
-from mpbook.formats import FORMATS, FloatFormat, ulp
+from mpbook.formats import FORMATS, FloatFormat, decode, round_to, ulp
 from mpbook.formats.block_description import BLOCK_FORMATS, BlockFormat
 from mpbook.formats.blocks import ScaleMode
 from mpbook.low_precision.hadamard import hadamard_transform, random_signs
@@ -90,6 +90,7 @@ ROWS: dict[str, Tensor] = {
     "an outlier": with_values(1e4, 1.0, 1.0, 1.0),
     "infinities": with_values(float("inf"), 1.0, float("-inf"), 3.0),
     "NaN": with_values(float("nan"), 1.0, 2.0, 1.0),
+    "the smallest float32": 2.0**-149 * torch.arange(NUMBERS).remainder(3) - 2.0**-149,
     LARGEST: with_values(torch.finfo(torch.float32).max, -(2.0**-149)),
 }
 TENSORS = {
@@ -108,6 +109,51 @@ PAIRS = [
     *zip(ROWS.values(), itertools.cycle(COMPANIONS), strict=False),
     *((ROWS["ordinary"], other) for other in COMPANIONS),
 ]
+
+
+def scales_at_ties(element: FloatFormat) -> list[tuple[Tensor, float]]:
+    """Rows, and their tensors' largest magnitude, where an E4M3 scale needs both roundings.
+
+    The scale's quotient is a tie of E4M3, or beside it, after one rounding to float32, and not
+    after two, or the other way round.
+    """
+    numbers, most = np.random.default_rng(0), np.float32(element.max)
+    amaxes = numbers.uniform(512, 1024, 1000).astype(np.float32)
+    tensor_scales = amaxes / np.float32(448 * element.max)
+    ties = numbers.integers(8, 15, 1000) + 0.5
+    tops = (ties * element.max * tensor_scales.astype(np.float64)).astype(np.float32)
+    twice = tops / most / tensor_scales
+    once = (tops.astype(np.float64) / element.max / tensor_scales).astype(np.float32)
+    scales = [
+        round_to(torch.from_numpy(quotients), "float8_e4m3fn", overflow="saturate")
+        for quotients in (once, twice)
+    ]
+    differ = (scales[0] != scales[1]).nonzero()[:8, 0]
+    assert len(differ) == 8
+    rows = [torch.zeros(NUMBERS).index_fill(0, torch.tensor([5]), float(tops[i])) for i in differ]
+    return [(row, float(amaxes[i])) for row, i in zip(rows, differ, strict=True)]
+
+
+def quotients_at_ties(element: FloatFormat) -> Tensor:
+    """Numbers whose quotient is a tie of the elements in float32, and beside it in exact terms."""
+    numbers = np.random.default_rng(1)
+    values = np.array([decode(code, element) for code in range(1, element.max_code + 1)])
+    blocks = []
+    while len(blocks) < NUMBERS // 16:
+        amax = np.float32(numbers.uniform(512, 1024))
+        scale = amax / np.float32(element.max)
+        ties = numbers.choice((values[1:] + values[:-1]) / 2, 1000)
+        x = (ties * scale.astype(np.float64)).astype(np.float32)
+        beside = (x / scale == ties) & (x.astype(np.float64) / scale.astype(np.float64) != ties)
+        if beside.sum() >= 15:
+            blocks.append(np.concatenate([[amax], x[beside][:15]]))
+    return torch.from_numpy(np.concatenate(blocks)).float()
+
+
+def pairs_for(element: FloatFormat) -> list[tuple[Tensor, float]]:
+    """Rows, each with the largest magnitude in the rest of its tensor."""
+    return [*PAIRS, *scales_at_ties(element), (quotients_at_ties(element), 0.0)]
+
 
 COMPUTE = """([values, amaxes, formats, keys]) => {
   const numbers = (bits) => Array.from(new Float32Array(Uint32Array.from(bits).buffer));
@@ -155,7 +201,7 @@ def _shape(block: int | str) -> Any:
 def in_python(format: BlockFormat, mode: ScaleMode | None, seed: int | None) -> list[Tensor]:
     """Elements, scales and numbers of all rows, one after another."""
     found = []
-    for row, other in PAIRS:
+    for row, other in pairs_for(format.element):
         pair = torch.stack([row, torch.zeros(NUMBERS)])
         pair[1, 0] = other
         blocks = quantised(pair, format, scale_mode=mode or "rceil", seed=seed)
@@ -170,9 +216,9 @@ def test_elements_scales_and_numbers_equal_pythons(
     load_module: LoadModule, element: FloatFormat, seed: int | None
 ) -> None:
     formats = every_format(element)
-    rows, others = [bits(row) for row, _ in PAIRS], bits(torch.tensor([o for _, o in PAIRS]))
+    rows, others = zip(*pairs_for(element), strict=True)
     keys = None if seed is None else [seed, 0]
-    given = [rows, others, [as_json(*one) for one in formats], keys]
+    given = [[*map(bits, rows)], bits(torch.tensor(others)), [as_json(*f) for f in formats], keys]
     found = load_module("blocks").evaluate(COMPUTE, given)
     for (format, mode), ours in zip(formats, found, strict=True):
         for mine, theirs in zip(ours, in_python(format, mode, seed), strict=True):

@@ -26,18 +26,17 @@ function bitsText(code, f) {
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives ---------------------------------
 
-const ELEMENTS = [["float8_e4m3fn", "E4M3, 8 bits"], ["float8_e5m2", "E5M2, 8 bits"], ["float6_e2m3fn", "E2M3, 6 bits"],
-  ["float6_e3m2fn", "E3M2, 6 bits"], ["float4_e2m1fn", "E2M1, 4 bits"]];
 const BLOCKS = [["tensor", "the whole tensor"], ...[128, 64, 32, 16].map((n) => [String(n), `${n} numbers`])];
 const SCALES = [[FLOAT32, "float32"], [POWER_OF_TWO, "E8M0: 2ⁿ"], [E4M3, "E4M3 × float32"]];
 const MODES = [["floor", "floor (OCP)"], ["round-to-nearest-even", "to nearest, even"], ["rceil", "rceil"], ["ceil", "ceil"]];
 const ROUNDINGS = [["nearest-even", "to nearest, even"], ["stochastic", "stochastic, seeded"]];
 const ROTATIONS = [["null", "none"], ["16", "16 numbers"], ["32", "32 numbers"]];
+const elementText = (f) => `${f.name.replace(/^float\d+_|fn$/g, "").toUpperCase()}, ${width(f)} bits`; // E4M3, 8 bits
 const nameOf = (pairs, value) => pairs.find(([key]) => key === String(value))[1];
 
-function controls(act, rows, presets) {
+function controls(act, rows, presets, elements) {
   const tensor = chooser("Row of", rows.map((row) => [row.name, row.name]), (value) => act({ tensor: value }));
-  const element = chooser("Elements", ELEMENTS, (value) => act({ element: value }));
+  const element = chooser("Elements", elements.map((f) => [f.name, elementText(f)]), (value) => act({ element: value }));
   const block = chooser("A scale for", BLOCKS, (value) => act({ block: value === "tensor" ? value : Number(value) }));
   const scale = chooser("Scale", SCALES, (value) => act({ scale: value }));
   const mode = chooser("Scale mode", MODES, (value) => act({ scale_mode: value }));
@@ -79,7 +78,7 @@ function facts() {
       cells["median off by"].textContent = percent(fate.medianError);
       cells["bits a number"].textContent = String(fate.bits);
       const { format } = s;
-      const how = `${s.tensor}: ${nameOf(ELEMENTS, format.element.name)}, a scale for ${nameOf(BLOCKS, format.block)}, ${nameOf(SCALES, format.scale.name)}`;
+      const how = `${s.tensor}: ${elementText(format.element)}, a scale for ${nameOf(BLOCKS, format.block)}, ${nameOf(SCALES, format.scale.name)}`;
       const what = `${fate.zeros} became zero, ${fate.saturated} saturated, the row is off by ${percent(fate.error)}`;
       say(live, `${how}: of ${s.row.length} numbers ${what}`);
     },
@@ -263,7 +262,8 @@ function readState(get) {
 function render({ model, el }) {
   const act = (changes) => change(model, changes);
   const get = (name) => model.get(name);
-  const parts = [controls(act, get("rows"), get("presets")), facts(), chart(act), steps(), comparison()];
+  const elements = get("elements").map((name) => get("formats")[name]);
+  const parts = [controls(act, get("rows"), get("presets"), elements), facts(), chart(act), steps(), comparison()];
   return present({ model, el }, { name: "Block explorer", traits: TRAITS, parts, state: () => readState(get), later: queueMicrotask }).remove;
 }
 
