@@ -393,11 +393,8 @@ DRAW_ALL = """async () => {
   };
   for (const row of selects[4].options) {
     await choose(selects[4], row.value);
-    for (const element of selects[0].options) {
-      await choose(selects[0], element.value);
-      for (const select of selects.slice(1, 4)) {
-        for (const { value } of select.options) await choose(select, value);
-      }
+    for (const select of selects.slice(0, 4)) {
+      for (const { value } of select.options) await choose(select, value);
     }
   }
   return broken;
@@ -406,7 +403,7 @@ DRAW_ALL = """async () => {
 
 @pytest.mark.browser
 def test_every_choice_is_drawn_of_rows_of_any_size(open_explorer: OpenExplorer) -> None:
-    names = ("a huge spread", "tiny", "zeros of both signs", "a block of zeros", LARGEST)
+    names = ("a huge spread", "a block of zeros", "zeros of both signs", LARGEST)
     page = open_explorer(BlockExplorer({name: ROWS[name][None] for name in names}))
     assert page.evaluate(DRAW_ALL) == []
 
