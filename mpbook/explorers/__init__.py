@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpbook.explorers.block_explorer import BlockExplorer
     from mpbook.explorers.float_explorer import FloatExplorer
     from mpbook.explorers.gpu_explorer import GpuExplorer
     from mpbook.explorers.loss_scale_explorer import LossScaleExplorer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mpbook.explorers.sum_explorer import SumExplorer
 
 __all__ = [
+    "BlockExplorer",
     "FloatExplorer",
     "GpuExplorer",
     "LossScaleExplorer",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BlockExplorer": "block_explorer",
     "FloatExplorer": "float_explorer",
     "GpuExplorer": "gpu_explorer",
     "LossScaleExplorer": "loss_scale_explorer",

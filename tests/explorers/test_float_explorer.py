@@ -94,6 +94,11 @@ def as_json(format: FloatFormat) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def numbers(load_module: LoadModule) -> Numbers:
+    return Numbers(load_module("codes"))
+
+
+@pytest.fixture(scope="module")
+def words(load_module: LoadModule) -> Numbers:
     return Numbers(load_module("float_explorer"))
 
 
@@ -229,8 +234,8 @@ def test_overflow_rule_falls_back_as_in_python(numbers: Numbers, name: str) -> N
         ("1e9/1e-308", None),
     ],
 )  # fmt: skip
-def test_reads_what_a_reader_types(numbers: Numbers, text: str, value: float | None) -> None:
-    read = numbers.text("m.parseNumber(x) === null ? null : m.textOf(m.parseNumber(x))", text)
+def test_reads_what_a_reader_types(words: Numbers, text: str, value: float | None) -> None:
+    read = words.text("m.parseNumber(x) === null ? null : m.textOf(m.parseNumber(x))", text)
     assert (read is None) == (value is None)
     assert value is None or repr(float(read)) == repr(value)
 
@@ -239,9 +244,9 @@ def test_reads_what_a_reader_types(numbers: Numbers, text: str, value: float | N
 @pytest.mark.parametrize(
     "value", [0.1, 1 / 3, 65504.0, 2.0**-149, 2.0**127, 1e-5, 9.99e-6, 1e21, -0.5, 0.0, 3.4e38]
 )
-def test_text_holds_every_digit(numbers: Numbers, value: float) -> None:
-    assert numbers.text("m.exactDecimal(Number(x))", repr(value)) == exact_decimal(value)
-    assert float(numbers.text("m.textOf(Number(x))", repr(value))) == value
+def test_text_holds_every_digit(words: Numbers, value: float) -> None:
+    assert words.text("m.exactDecimal(Number(x))", repr(value)) == exact_decimal(value)
+    assert float(words.text("m.textOf(Number(x))", repr(value))) == value
 
 
 @pytest.mark.browser
@@ -254,8 +259,8 @@ def test_text_holds_every_digit(numbers: Numbers, value: float) -> None:
         (2.0**-24, "5.9604644775390625e-8"), (65504.0, "65504"),
     ],
 )  # fmt: skip
-def test_long_decimals_are_cut(numbers: Numbers, value: float, text: str) -> None:
-    assert numbers.text("m.exactDecimal(Number(x), 17)", repr(value)) == text
+def test_long_decimals_are_cut(words: Numbers, value: float, text: str) -> None:
+    assert words.text("m.exactDecimal(Number(x), 17)", repr(value)) == text
 
 
 # --- The page without a kernel ------------------------------------------------------------------

@@ -36,8 +36,9 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
 def test_every_explorer_is_bundled_whole_and_nothing_else() -> None:
     modules = explorer_modules()
     assert sorted(modules) == [
-        "float_explorer", "gpu_explorer", "loss_scale_explorer", "memory_explorer",
-        "published_explorer", "range_resolution_explorer", "record_explorer", "reduction_explorer",
+        "block_explorer", "float_explorer", "gpu_explorer", "loss_scale_explorer",
+        "memory_explorer", "published_explorer", "range_resolution_explorer", "record_explorer",
+        "reduction_explorer",
         "roofline_explorer", "sum_explorer",
     ]  # fmt: skip
     files = bundle_sources(STATIC)
@@ -69,7 +70,7 @@ def test_powers_are_set_as_superscripts(load_module: LoadModule) -> None:
 def test_colours_of_formats_are_those_of_the_plots() -> None:
     css = (STATIC / "explorers.css").read_text("utf-8")
     hues = re.findall(r'\[data-format="(\w+)"\] \{ --mp-hue: var\(--mp-([\w-]+), (#\w+)\)', css)
-    assert len(hues) == 7
+    assert len(hues) == 10
     for name, variable, colour in hues:
         assert variable == name.replace("_", "-")
         assert colour == COLOURS[name]

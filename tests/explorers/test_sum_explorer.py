@@ -35,11 +35,22 @@ ALL = [FORMATS[name] for name in NAMES]
 
 @pytest.fixture(scope="module")
 def module(load_module: LoadModule) -> Callable[..., list[float]]:
+    """What `evaluator` gives for the explorer's own module."""
+    return evaluator(load_module, "sum_explorer")
+
+
+@pytest.fixture(scope="module")
+def rounding_module(load_module: LoadModule) -> Callable[..., list[float]]:
+    """What `evaluator` gives for the module that rounds."""
+    return evaluator(load_module, "rounding")
+
+
+def evaluator(load_module: LoadModule, name: str) -> Callable[..., list[float]]:
     """Return a function that evaluates an expression over the module `m` and arguments `a`.
 
     What it gives is text that JSON does not lose: infinities and NaN included.
     """
-    page = load_module("sum_explorer")
+    page = load_module(name)
 
     def evaluate(body: str, *arguments: Any) -> list[float]:
         script = """([body, a]) => {
@@ -59,7 +70,7 @@ def as_json(format: FloatFormat) -> dict[str, Any]:
 @pytest.mark.browser
 @pytest.mark.parametrize("format", ALL, ids=lambda format: format.name)
 @pytest.mark.parametrize("rounding", ["nearest-even", "toward-zero"])
-def test_rounding_equals_pythons(module: Any, format: FloatFormat, rounding: Any) -> None:
+def test_rounding_equals_pythons(rounding_module: Any, format: FloatFormat, rounding: Any) -> None:
     generator = np.random.default_rng(0)
     sizes = np.exp2(generator.uniform(format.lowest_binade - 14, math.log2(format.max) + 1, 800))
     values = np.concatenate([sizes, -sizes, [0, format.max, 1.5 * format.max, np.inf, -np.inf]])
@@ -69,7 +80,7 @@ def test_rounding_equals_pythons(module: Any, format: FloatFormat, rounding: Any
     halves = finite * (1 + 2.0 ** -(format.mantissa_bits + 1))
     values = np.concatenate([values, ties, halves])
     values = values[np.isfinite(values) | (np.abs(values) == np.inf)]
-    ours = module(
+    ours = rounding_module(
         "a[0].map((x) => m.roundTo(Number(x), a[1], a[2]))",
         [repr(v).replace("inf", "Infinity") for v in values.tolist()],
         as_json(format),
@@ -83,20 +94,20 @@ def test_rounding_equals_pythons(module: Any, format: FloatFormat, rounding: Any
 
 @pytest.mark.browser
 @pytest.mark.parametrize("format", ALL, ids=lambda format: format.name)
-def test_gaps_equal_pythons(module: Any, format: FloatFormat) -> None:
+def test_gaps_equal_pythons(rounding_module: Any, format: FloatFormat) -> None:
     values = [0.0, format.smallest_normal / 4, 1.0, 1.9, 3.0, format.max]
-    ours = module("a[0].map((x) => m.gap(x, a[1]))", values, as_json(format))
+    ours = rounding_module("a[0].map((x) => m.gap(x, a[1]))", values, as_json(format))
     assert ours == ulp(torch.tensor(values, dtype=torch.float64), format).tolist()
 
 
 @pytest.mark.browser
-def test_a_draw_below_the_discarded_fraction_rounds_away(module: Any) -> None:
+def test_a_draw_below_the_discarded_fraction_rounds_away(rounding_module: Any) -> None:
     body = "a[0].map((draw) => m.roundTo(a[1], a[2], 'stochastic', draw))"
     draws = [0.0, 0.24, 0.25, 0.26, 0.99]
     bfloat16 = as_json(FORMATS["bfloat16"])
-    assert module(body, draws, 256.5, bfloat16) == [258, 258, 256, 256, 256]
-    assert module(body, draws, -256.5, bfloat16) == [-258, -258, -256, -256, -256]
-    assert module(body, draws, 256, bfloat16) == [256] * 5
+    assert rounding_module(body, draws, 256.5, bfloat16) == [258, 258, 256, 256, 256]
+    assert rounding_module(body, draws, -256.5, bfloat16) == [-258, -258, -256, -256, -256]
+    assert rounding_module(body, draws, 256, bfloat16) == [256] * 5
 
 
 @pytest.mark.browser

@@ -2,39 +2,11 @@
 // A format is data, described by Python in the field names of mpbook.formats.FloatFormat. The sums
 // are those of mpbook/sums.py, which the tests prove equal.
 
-import { change, chooser, clamp, floorLog2, h, labelled, largest, present, say, superscript, typeset } from "./kit.mjs";
-
-// --- Rounding: quotient by the gap, whole number, product -----------------------------------------
+import { change, chooser, clamp, h, labelled, present, say, superscript, typeset } from "./kit.mjs";
+import { gap, roundTo } from "./rounding.mjs";
 
 const LONGEST = 8192;
 const SEED = 1; // of the terms; the bits of stochastic rounding come from the next one
-
-// The gap between numbers at x; subnormals share that of the lowest binade.
-export function gap(x, f) {
-  const lowest = 1 - f.bias;
-  const binade = x === 0 ? lowest : floorLog2(Math.min(Math.abs(x), largest(f)));
-  return 2 ** (Math.max(binade, lowest) - f.mantissa_bits);
-}
-
-// x rounded to the format; `draw`, a number in [0, 1), decides where the rounding is stochastic.
-export function roundTo(x, f, rounding, draw = 0) {
-  if (x === 0 || Number.isNaN(x)) return x;
-  const top = largest(f);
-  const beyond = { inf_nan: Infinity, none: top }[f.specials] ?? NaN;
-  if (!Number.isFinite(x)) return Math.sign(x) * beyond;
-  const unit = gap(x, f);
-  const quotient = Math.abs(x) / unit;
-  const floor = Math.floor(quotient);
-  const rest = quotient - floor;
-  const up = {
-    "nearest-even": rest > 0.5 || (rest === 0.5 && floor % 2 === 1),
-    "toward-zero": false,
-    stochastic: draw < rest,
-  }[rounding];
-  const magnitude = (floor + Number(up)) * unit;
-  if (magnitude <= top) return Math.sign(x) * magnitude;
-  return Math.sign(x) * (rounding === "toward-zero" ? top : beyond);
-}
 
 // --- The terms ------------------------------------------------------------------------------------
 
