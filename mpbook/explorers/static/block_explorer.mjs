@@ -26,10 +26,10 @@ function bitsText(code, f) {
 
 // --- Parts. Each is {el, draw(s)}, where s is what readState gives ---------------------------------
 
-const BLOCKS = [["tensor", "the whole tensor"], ...[128, 64, 32, 16].map((n) => [String(n), `${n} numbers`])];
+const BLOCKS = [["tensor", "the tensor"], ...[128, 64, 32, 16].map((n) => [String(n), `${n} numbers`])];
 const SCALES = [[FLOAT32, "float32"], [POWER_OF_TWO, "E8M0: 2ⁿ"], [E4M3, "E4M3 × float32"]];
-const MODES = [["floor", "floor (OCP)"], ["round-to-nearest-even", "to nearest, even"], ["rceil", "rceil"], ["ceil", "ceil"]];
-const ROUNDINGS = [["nearest-even", "to nearest, even"], ["stochastic", "stochastic, seeded"]];
+const MODES = [["floor", "floor (OCP)"], ["round-to-nearest-even", "nearest, even"], ["rceil", "rceil"], ["ceil", "ceil"]];
+const ROUNDINGS = [["nearest-even", "nearest, even"], ["stochastic", "stochastic"]];
 const ROTATIONS = [["null", "none"], ["16", "16 numbers"], ["32", "32 numbers"]];
 const elementText = (f) => `${f.name.replace(/^float\d+_|fn$/g, "").toUpperCase()}, ${width(f)} bits`; // E4M3, 8 bits
 const nameOf = (pairs, value) => pairs.find(([key]) => key === String(value))[1];
