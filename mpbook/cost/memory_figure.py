@@ -26,13 +26,13 @@ CATEGORY_COLOURS: dict[str, str] = {
     "optimizer state": "#6b6b6b",
     "gradients": "#8f8f8f",
     "update, for a moment": "#b3b3b3",
-    "reduce buffers": "#5b5f97",
-    "gathered weights": "#9aa0cf",
+    "reduce buffers": "#8f3f63",
+    "gathered weights": "#cf9ab2",
     "weight casts": "#6b3d1e",
     "activations": "#b88a66",
     "backward, for a moment": "#ead9cb",
 }
-"""Greys grow with the parameters, browns come and go in a step, violets are there because there are
+"""Greys grow with the parameters, browns come and go in a step, rose is there because there are
 other ranks; no precision has these colours."""
 
 

@@ -356,7 +356,7 @@ function controls(act, { precisions, optimizers, presets, strategies, tensors })
       h("div", { class: "mp-row mp-length" }, labelled("Sequences in the batch", slider), labelled("batch", batch), labelled("tokens of each", time), labelled("accumulation steps", parts)),
       h("div", { class: "mp-row mp-length" }, precision.el, optimizer.el,
         h("label", { class: "mp-control mp-tick" }, h("span", {}, "Checkpointing"), box)),
-      h("div", { class: "mp-row mp-length" }, labelled("Ranks", ranks), strategy.el, tensor.el),
+      h("div", { class: "mp-row mp-shape" }, labelled("Ranks", ranks), strategy.el, tensor.el),
       h("div", { class: "mp-row mp-shape" }, labelled("Blocks", layers), labelled("Width", width), labelled("Vocabulary", vocabulary))),
     draw(s) {
       now = s;
