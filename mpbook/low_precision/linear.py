@@ -65,6 +65,15 @@ class LinearProducts(torch.autograd.Function):
         return dx, dw, None, None, None
 
 
+FORGETS_WHEN_COMPILED = torch.__version__ < (2, 12)
+"""Whether torch drops what compiled code writes to a history in its backward pass."""
+
+
+@torch.compiler.disable(reason="this torch forgets the amax of dy in a compiled backward pass")
+def _uncompiled_products(*arguments: Any) -> Any:
+    return LinearProducts.apply(*arguments)
+
+
 def product(
     name: ProductName, left: Tensor, right: Tensor, recipe: Recipe, scale: Tensor | None = None
 ) -> Tensor:
@@ -129,7 +138,9 @@ class QuantizedLinear(nn.Linear):
         with torch.autocast(device, enabled=False):
             x = input.to(dtype).reshape(-1, self.in_features)
             history = self.amax_history if self.training else None
-            y = LinearProducts.apply(x, self.weight, self.recipe, self.scale, history)
+            notes = history is not None and FORGETS_WHEN_COMPILED
+            products = _uncompiled_products if notes else LinearProducts.apply
+            y = products(x, self.weight, self.recipe, self.scale, history)
             y = cast(Tensor, y).view(*input.shape[:-1], self.out_features)
             return y if self.bias is None else y + self.bias.to(y.dtype)
 
