@@ -65,13 +65,17 @@ class LinearProducts(torch.autograd.Function):
         return dx, dw, None, None, None
 
 
-FORGETS_WHEN_COMPILED = torch.__version__ < (2, 12)
+FORGETS_WHEN_COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 """Whether torch drops what compiled code writes to a history in its backward pass."""
 
 
-@torch.compiler.disable(reason="this torch forgets the amax of dy in a compiled backward pass")
-def _uncompiled_products(*arguments: Any) -> Any:
+def _products(*arguments: Any) -> Any:
     return LinearProducts.apply(*arguments)
+
+
+_uncompiled_products: Any = torch.compiler.disable(
+    _products, reason="this torch forgets the amax of dy in a compiled backward pass"
+)
 
 
 def product(

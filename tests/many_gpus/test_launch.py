@@ -151,6 +151,9 @@ def test_no_rank_outlives_its_launcher(how: str, patience_s: float, tmp_path: Pa
     """Whoever launched is interrupted, or killed, while the ranks wait for each other."""
     script = tmp_path / "launcher.py"
     lines = [
+        "import signal",
+        # A job in the background starts with a handler that ignores it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
         "from mpbook.many_gpus.launch import launch",
         textwrap.dedent(inspect.getsource(waits_for_ever)),
         f"launch(waits_for_ever, patience_s={patience_s})",
