@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from mpbook.low_precision.accumulator import accumulated
 from mpbook.low_precision.native import native_product
@@ -73,9 +74,8 @@ def _products(*arguments: Any) -> Any:
     return LinearProducts.apply(*arguments)
 
 
-_uncompiled_products: Any = torch.compiler.disable(
-    _products, reason="this torch forgets the amax of dy in a compiled backward pass"
-)
+# What torch.compiler.disable does, but that the compiler is imported by the first call only.
+_uncompiled_products: Any = _disable_dynamo(_products)
 
 
 def product(

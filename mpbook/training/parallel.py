@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from mpbook.distributed import gathered
 from mpbook.low_precision.linear import QuantizedLinear
 from mpbook.nests import chunks, length, rows
 from mpbook.precision import Precision
@@ -121,11 +122,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank has, on all of them; a value that can be pickled."""
-        if self.engine is None:
-            return [value]
-        found = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        return [value] if self.engine is None else gathered(value)
 
 
 ALONE = Ranks()
