@@ -44,6 +44,23 @@ export const typeset = (text) => text.replaceAll("-", "−").replace("e+", "e").
 export const superscript = (n) => String(n).replace(/./g, (c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻");
 export const powers = (text) => text.replace(/\^(-?\d+)/g, (_, exponent) => superscript(exponent)); // 2^10 as 2¹⁰
 
+// A number with so many significant digits.
+export function significant(x, digits) {
+  if (Number.isNaN(x)) return "NaN";
+  if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
+  return typeset(String(Number(x.toPrecision(digits))));
+}
+
+// About three round numbers from the lowest to the highest, for an axis.
+export function niceSteps(low, high) {
+  const rough = (high - low || 1) / 3;
+  const base = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((k) => k * base).find((k) => k >= rough);
+  const steps = [];
+  for (let k = Math.ceil(low / step); k * step <= high; k += 1) steps.push(k * step);
+  return steps;
+}
+
 export function floorLog2(x) {
   const guess = Math.floor(Math.log2(x));
   if (2 ** guess > x) return guess - 1;

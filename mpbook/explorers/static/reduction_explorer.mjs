@@ -1,16 +1,12 @@
 // The reduction explorer: one module for Jupyter (anywidget's `_esm`) and for the built page (mount.js).
 // Its arithmetic is in reductions.mjs.
 
-import { change, chooser, clamp, h, labelled, present, say, superscript, typeset } from "./kit.mjs";
+import { change, chooser, clamp, h, labelled, niceSteps, present, say, significant, superscript, typeset } from "./kit.mjs";
 import { bound, divisors, onTheWire, partsOf, result, way } from "./reductions.mjs";
 
 // --- Numbers as text ------------------------------------------------------------------------------------
 
-function short(x, digits = 5) {
-  if (Number.isNaN(x)) return "NaN";
-  if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
-  return typeset(String(Number(x.toPrecision(digits))));
-}
+const short = (x, digits = 5) => significant(x, digits);
 function share(ratio) {
   if (!Number.isFinite(ratio)) return "—";
   if (ratio === 0) return "0";
@@ -235,15 +231,6 @@ function axes(s, { x, y, e }, low, high, right) {
     if (s.ranks > 2 || anchor !== "middle") parts.push(text(x(n), ERROR_BOTTOM + 17, String(n), anchor));
   parts.push(text((LEFT + right) / 2, HEIGHT - 4, "ranks whose gradients are in the sum", "middle"));
   return parts;
-}
-
-function niceSteps(low, high) {
-  const rough = (high - low || 1) / 3;
-  const base = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * base).find((k) => k >= rough);
-  const steps = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k += 1) steps.push(k * step);
-  return steps;
 }
 
 function mark(s, { x, y }, right) {

@@ -2,7 +2,7 @@
 // A format is data, described by Python in the field names of mpbook.formats.FloatFormat. The sums
 // are those of mpbook/sums.py, which the tests prove equal.
 
-import { change, chooser, clamp, h, labelled, present, say, superscript, typeset } from "./kit.mjs";
+import { change, chooser, clamp, h, labelled, niceSteps, present, say, significant, superscript, typeset } from "./kit.mjs";
 import { gap, roundTo } from "./rounding.mjs";
 
 const LONGEST = 8192;
@@ -97,11 +97,7 @@ export function stuckAfter(totals, terms) {
 
 // --- Numbers as text ------------------------------------------------------------------------------
 
-function short(x, digits = 6) {
-  if (Number.isNaN(x)) return "NaN";
-  if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
-  return typeset(String(Number(x.toPrecision(digits))));
-}
+const short = (x, digits = 6) => significant(x, digits);
 function percent(ratio) {
   if (!Number.isFinite(ratio)) return "—";
   if (ratio === 0) return "0";
@@ -238,15 +234,6 @@ function axes(s, x, y, e, low, high, pixels) {
   for (const [n, anchor] of [[0, "start"], [s.n / 2, "middle"], [s.n, "end"]]) parts.push(text(x(n), ERROR_BOTTOM + 17, short(n), anchor));
   parts.push(text((LEFT + right) / 2, HEIGHT - 5, "terms added", "middle"));
   return parts;
-}
-
-function niceSteps(low, high) {
-  const rough = (high - low || 1) / 3;
-  const base = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * base).find((k) => k >= rough);
-  const steps = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k += 1) steps.push(k * step);
-  return steps;
 }
 
 function stuckMark(s, x, y, pixels) {
