@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import anywidget
@@ -93,3 +93,22 @@ class Explorer(anywidget.AnyWidget):
             return None
         data, metadata = bundle
         return {**data, "text/plain": repr(self), "text/html": self._twin_html()}, metadata
+
+
+def static_facts(title: str, facts: Mapping[str, str], *, words: str = "") -> str:
+    """The static picture of an explorer that comes to a few facts: a title and a table of them.
+
+    Args:
+        title: above the table.
+        facts: by what stands before each.
+        words: a paragraph below, if any.
+    """
+    rows = (
+        f"<tr><th scope='row'>{name}</th><td>{html.escape(text)}</td></tr>"
+        for name, text in facts.items()
+    )
+    below = f"<p>{html.escape(words)}</p>" if words else ""
+    return (
+        f"<figure class='mp-static'><figcaption>{html.escape(title)}</figcaption>"
+        f"<table>{''.join(rows)}</table>{below}</figure>"
+    )

@@ -5,7 +5,6 @@ Taught in the chapter "Many GPUs".
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -13,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mpbook.explorers.base import Checked, Explorer, one_of
+from mpbook.explorers.base import Checked, Explorer, one_of, static_facts
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.explorers.sum_explorer import random_numbers
 from mpbook.many_gpus import (
@@ -174,15 +173,8 @@ class ReductionExplorer(Explorer):
             "error, at most": f"{self.bound():.2g}, where nothing overflows",
             "a rank sends": f"{wire.bytes / 1e9:.4g} GB for {self.parameters:,} parameters",
         }
-        cells = "".join(
-            f"<tr><th scope='row'>{name}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in rows.items()
-        )
         title = f"A sum over {self.ranks} ranks in {self.dtype}: {reduced:.6g}, exactly {exact:.6g}"
-        return (
-            f"<figure class='mp-static'><figcaption>{html.escape(title)}</figcaption>"
-            f"<table>{cells}</table></figure>"
-        )
+        return static_facts(title, rows)
 
     def __repr__(self) -> str:
         return (

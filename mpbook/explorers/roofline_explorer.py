@@ -9,7 +9,6 @@ Taught in the chapter "Speed".
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import traitlets
 
 from mpbook.cost.roofline import STATED, Roof, Work, elementwise, gpt_step, matmul
-from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of
+from mpbook.explorers.base import BadTraitError, Checked, Explorer, one_of, static_facts
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.explorers.roofs import as_roofs, plain
 from mpbook.models import GPTConfig
@@ -157,15 +156,8 @@ class RooflineExplorer(Explorer):
         sizes = ", ".join(f"{n} {self.sizes[n]}" for n in OPERATIONS[self.operation])
         facts = {"device": self.device, "format": self.shown_format}
         facts |= {"work": self.operation, "sizes": sizes}
-        rows = (
-            f"<tr><th scope='row'>{name}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in facts.items()
-        )
-        title, *rest = map(html.escape, self.sentences())
-        return (
-            f"<figure class='mp-static'><figcaption>{title}</figcaption>"
-            f"<table>{''.join(rows)}</table><p>{' '.join(rest)}</p></figure>"
-        )
+        title, *rest = self.sentences()
+        return static_facts(title, facts, words=" ".join(rest))
 
     def __repr__(self) -> str:
         return " ".join(self.sentences())

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import html
 from typing import Any, Literal, get_args
 
 import torch
 import traitlets
 from torch import Tensor
 
-from mpbook.explorers.base import Checked, Explorer, format_trait, one_of
+from mpbook.explorers.base import Checked, Explorer, format_trait, one_of, static_facts
 from mpbook.explorers.modules import STATIC, linked
 from mpbook.formats import FORMATS, FloatFormat, Rounding, as_format, round_to
 from mpbook.formats.sums import exact_sum, kahan_sums, overflow_rule, pairwise_sum, running_sums
@@ -192,15 +191,8 @@ class SumExplorer(Explorer):
             "computed": f"{total:.9g}",
             "exact": f"{exact:.9g}",
         }
-        cells = "".join(
-            f"<tr><th scope='row'>{name}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in rows.items()
-        )
         title = f"A sum in {self.format.name}: {total:.9g} instead of {exact:.9g}"
-        return (
-            f"<figure class='mp-static'><figcaption>{html.escape(title)}</figcaption>"
-            f"<table>{cells}</table></figure>"
-        )
+        return static_facts(title, rows)
 
     def __repr__(self) -> str:
         return (
