@@ -1,9 +1,10 @@
 """The suite as other machines would run it: threads, instruction sets, order, locale, build.
 
-``make portability`` runs every variant one after the other, ``make portability WHICH="avx2 cu130"``
-these two, and ``python tests/portability.py --list`` says what there is.  A variant is a set of
-environment variables and the tests whose result it could change.  The browser's tests are in none:
-they draw pages that are built already, and `make test` runs them.
+A variant is a set of environment variables and the tests whose result it could change.  ``make
+portability`` runs all variants, those together that do not exclude each other, and the files that
+fail once more under each of them alone; ``make portability WHICH="avx2 locale+cu130"`` runs one
+variant and then two together, and ``python tests/portability.py --list`` says what there is.  The
+browser's tests are in none: they draw pages that are built already, and `make test` runs them.
 
 A variant has caches of its own.  Inductor's holds C++ that was generated for the vectors of one
 instruction set, and its key does not name the set: shared with a simulated AVX2, 16 lanes are read
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,11 +78,20 @@ VARIANTS = {
 }
 """Every instruction set that this CPU has is what `threads-1` runs on, and ``make test``."""
 
+RUNS = (
+    "threads-1",
+    "threads-2+avx512",
+    "threads-4+avx2",
+    "random-order+locale+nvidia-container+cu130",
+    "ranks-4",
+)
+"""What is run if nobody asks for a few: each variant once."""
+
 
 def main() -> int:
     """Run the variants that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--which", default="", help="names, separated by commas or spaces")
+    parser.add_argument("--which", default="", help="names; joined by +, they are run together")
     parser.add_argument("--tests", nargs="+", default=[], help="these paths, whatever the variant")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the order")
@@ -91,18 +102,60 @@ def main() -> int:
             print(f"{name:<13} {_settings(variant)}\n{'':<13} {' '.join(variant.tests)}")
         return 0
     print(f"random order: --seed {options.seed}")
-    return conclude([run(name, options) for name in choose(options.which, list(VARIANTS))])
+    outcomes = []
+    for names in chosen_by(options.which):
+        outcomes += run(names, options)
+    return conclude(outcomes)
 
 
-def run(name: str, options: argparse.Namespace) -> Outcome:
-    """Run one variant's tests as its machine would."""
-    variant = VARIANTS[name]
+def chosen_by(which: str) -> list[list[str]]:
+    """The variants of each run that a list such as "avx2 locale+cu130" asks for; `RUNS` if empty.
+
+    Raises:
+        SystemExit: no such variant.
+    """
+    asked = re.split(r"[,\s]+", which.strip()) if which.strip() else RUNS
+    return [choose(run.replace("+", " "), list(VARIANTS)) for run in asked]
+
+
+def together(names: Sequence[str]) -> Variant:
+    """One variant that sets what all of these set and runs the tests that any of them runs.
+
+    Raises:
+        SystemExit: two of them set one variable to two values.
+    """
+    settings: dict[str, str] = {}
+    for name in names:
+        for variable, value in VARIANTS[name].set.items():
+            if settings.setdefault(variable, value) != value:
+                sys.exit(
+                    f"{'+'.join(names)}: {variable} cannot be {settings[variable]} and {value}"
+                )
+    paths = dict.fromkeys(path for name in names for path in VARIANTS[name].tests)
+    whole = [path for path in paths if not any(Path(o) in Path(path).parents for o in paths)]
+    options = dict.fromkeys(option for name in names for option in VARIANTS[name].options)
+    return Variant(settings, tuple(whole), tuple(options))
+
+
+def run(names: Sequence[str], options: argparse.Namespace) -> list[Outcome]:
+    """Run some variants together; of a failure, its files again under each variant alone."""
+    tests = options.tests or together(names).tests
+    found = [run_variant("+".join(names), together(names), tests, options)]
+    if len(names) > 1 and (failed := {name.partition("::")[0] for name in found[0].failures}):
+        found += [run_variant(name, VARIANTS[name], sorted(failed), options) for name in names]
+    return found
+
+
+def run_variant(
+    name: str, variant: Variant, tests: Sequence[str], options: argparse.Namespace
+) -> Outcome:
+    """Run these tests as the variant's machine would."""
     python = Path(sys.executable)
     with tempfile.TemporaryDirectory() as caches:
         environment = _environment(variant, Path(caches), options.seed)
         arguments = [
             *NO_PAGES, "-p", "no:cacheprovider", *variant.options,
-            *workers(python, options.workers), *(options.tests or variant.tests),
+            *workers(python, options.workers), *tests,
         ]  # fmt: skip
         return run_pytest(name, python, arguments, environment, LOG_FOLDER / f"{name}.log")
 

@@ -43,6 +43,37 @@ def test_a_variant_runs_files_that_are_there(name):
         assert (portability.ROOT / path).exists(), path
 
 
+def test_every_variant_is_run_once_if_nobody_asks_for_a_few():
+    runs = portability.chosen_by("")
+    assert sorted(itertools.chain(*runs)) == sorted(portability.VARIANTS)
+    assert portability.chosen_by("avx2, locale+cu130") == [["avx2"], ["locale", "cu130"]]
+
+
+def test_variants_that_are_run_together_set_and_test_what_each_does():
+    one, two = (portability.VARIANTS[name] for name in ("threads-4", "random-order"))
+    both = portability.together(["threads-4", "random-order"])
+    assert both.set == {**one.set, **two.set} and both.options == two.options
+    assert both.tests == ("book", "tests")  # whose folders need not be named beside it
+    with pytest.raises(SystemExit, match="OMP_NUM_THREADS cannot be 1 and 4"):
+        portability.together(["threads-1", "threads-4"])
+
+
+def test_what_fails_together_is_run_under_each_variant_alone(monkeypatch):
+    asked = []
+
+    def run_variant(name, variant, tests, options):
+        asked.append((name, list(tests)))
+        failures = ("tests/test_a.py::test_b", "book/n.ipynb::Cell 3") if "locale" in name else ()
+        return suite_runs.Outcome(name, len(failures), "", failures, 1.0)
+
+    monkeypatch.setattr(portability, "run_variant", run_variant)
+    options = SimpleNamespace(tests=["tests"])
+    assert len(portability.run(["avx2", "cu130"], options)) == 1
+    assert len(portability.run(["locale", "cu130"], options)) == 3
+    files = ["book/n.ipynb", "tests/test_a.py"]
+    assert asked[1:] == [("locale+cu130", ["tests"]), ("locale", files), ("cu130", files)]
+
+
 def in_a_cuda_build(code):
     """What a Python says on stdout and stderr whose torch calls itself +cu130."""
     environment = os.environ | {

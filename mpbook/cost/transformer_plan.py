@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from mpbook.cost.at_peak import MemoryPlan
 from mpbook.cost.optimizer_memory import optimizer_state, update_temporaries
 from mpbook.cost.parallelism import Parallelism, Weights
-from mpbook.cost.rank_memory import rank_memory
+from mpbook.cost.rank_memory import RankMemory, rank_memory
 from mpbook.cost.saved_tensors import SavedTensor
 from mpbook.optimizers import named
 from mpbook.precision import Precision
@@ -54,26 +55,23 @@ def transformer_plan(
         parallelism: how the training is spread over GPUs.
         rank: which of its data parallel ranks.
     """
-    rules, cure = named(optimizer), precision.cure
-    itemsize = precision.parameter_dtype.itemsize
-    local = weights.on_one_of(parallelism.tensor_parallel)
-    held = rank_memory(
-        local, parallelism, rank, precision, tied_numbers=output_matrix if tied else 0
+    cure, itemsize = precision.cure, precision.parameter_dtype.itemsize
+    held, count, owned, state, allocated = _of_the_weights(
+        weights, parallelism, rank, precision, output_matrix if tied else 0, optimizer, update_loop
     )
-    gradients, owned = itemsize * held.gradients, sum(map(math.prod, held.owned))
+    gradients = itemsize * held.gradients
     # A matrix that embedding and output share has two gradients, and then their sum; the sum is
     # what stays, unless it is to be added to the one that is there already.
     shared = ((2 if tied else 0) + accumulates) * itemsize * output_matrix
     if parallelism.shards:
         shared = 0  # of gathered weights: see `mpbook.cost.rank_memory`
-    allocated = update_temporaries(held.owned, held.owned_hidden, precision, rules, update_loop)
     return MemoryPlan(
-        parameter_count=sum(map(math.prod, weights.shapes)),
+        parameter_count=count,
         parameters=itemsize * held.weights,
         master_copies=(cure.kept_bytes if cure else 0) * owned,
         gradients=gradients,
         held_gradients=gradients if accumulates else 0,
-        optimizer_state=optimizer_state(held.owned, held.owned_hidden, precision, rules),
+        optimizer_state=state,
         saved=tuple(saved),
         loss_temporaries=2 * 4 * logits,
         block_temporaries=block_temporaries,
@@ -83,6 +81,38 @@ def transformer_plan(
         gathered_at_block=held.gathered_at_block,
         exchanges=held.exchanges,
         layers=weights.layers,
+    )
+
+
+class _OfTheWeights(NamedTuple):
+    """What no batch changes: numbers of parameters, and bytes of the optimizer's step."""
+
+    held: RankMemory
+    parameters: int
+    owned: int
+    state: int
+    allocated: int
+
+
+@lru_cache(maxsize=64)
+def _of_the_weights(
+    weights: Weights,
+    parallelism: Parallelism,
+    rank: int,
+    precision: Precision,
+    tied_numbers: int,
+    optimizer: str,
+    update_loop: UpdateLoop,
+) -> _OfTheWeights:
+    """Summed over every parameter, and kept: a search for the largest batch asks it many times."""
+    rules, local = named(optimizer), weights.on_one_of(parallelism.tensor_parallel)
+    held = rank_memory(local, parallelism, rank, precision, tied_numbers=tied_numbers)
+    return _OfTheWeights(
+        held,
+        parameters=sum(map(math.prod, weights.shapes)),
+        owned=sum(map(math.prod, held.owned)),
+        state=optimizer_state(held.owned, held.owned_hidden, precision, rules),
+        allocated=update_temporaries(held.owned, held.owned_hidden, precision, rules, update_loop),
     )
 
 
