@@ -12,7 +12,7 @@ for (const script of [sections, path.join(folder, "search.js")])
 
 const search = mpSearch(window.MPBOOK_SECTIONS);
 const found = JSON.parse(fs.readFileSync(0, "utf8")).map((query) =>
-  search(query).map(({ section, terms }) => ({
+  search(query).slice(0, 10).map(({ section, terms }) => ({
     ids: section.ids,
     title: section.title,
     shown: mpExcerpt(section.text, terms),
