@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from typing import Any, get_args
 
 import numpy as np
@@ -155,17 +156,19 @@ def pairs_for(element: FloatFormat) -> list[tuple[Tensor, float]]:
     return [*PAIRS, *scales_at_ties(element), (quotients_at_ties(element), 0.0)]
 
 
-COMPUTE = """([values, amaxes, formats, keys]) => {
+# One text there and one back: of a list, Playwright looks at every number by itself.
+COMPUTE = """(given) => {
+  const [values, amaxes, formats, keys] = JSON.parse(given);
   const numbers = (bits) => Array.from(new Float32Array(Uint32Array.from(bits).buffer));
   const rows = values.map(numbers), amax = numbers(amaxes);
-  return formats.map((format) => {
+  return JSON.stringify(formats.map((format) => {
     const found = rows.map((row, i) => {
       const most = m.largestOf([...row, amax[i]]);
       return m.quantise(row, most, format, keys && m.keysOf(keys));
     });
     return ["elements", "scales", "numbers"].map((what) =>
       [...new Uint32Array(Float32Array.from(found.flatMap((q) => q[what])).buffer)]);
-  });
+  }));
 }"""
 
 Described = tuple[BlockFormat, ScaleMode | None]
@@ -219,7 +222,7 @@ def test_elements_scales_and_numbers_equal_pythons(
     rows, others = zip(*pairs_for(element), strict=True)
     keys = None if seed is None else [seed, 0]
     given = [[*map(bits, rows)], bits(torch.tensor(others)), [as_json(*f) for f in formats], keys]
-    found = load_module("blocks").evaluate(COMPUTE, given)
+    found = json.loads(load_module("blocks").evaluate(COMPUTE, json.dumps(given)))
     for (format, mode), ours in zip(formats, found, strict=True):
         for mine, theirs in zip(ours, in_python(format, mode, seed), strict=True):
             numbers = np.array(mine, np.uint32).view(np.float32)

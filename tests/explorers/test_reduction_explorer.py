@@ -38,10 +38,11 @@ def module(load_module: LoadModule) -> Callable[..., Any]:
     def evaluate(body: str, *arguments: Any) -> list[float]:
         script = """([body, a]) => {
           const text = (x) => Object.is(x, -0) ? "-0" : String(x);
-          return [...new Function("m", "a", `return ${body}`)(window.m, a)].map(text);
+          return [...new Function("m", "a", `return ${body}`)(window.m, a)].map(text).join(" ");
         }"""
         read = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
-        return [float(read.get(t, t)) for t in page.evaluate(script, [body, list(arguments)])]
+        said = page.evaluate(script, [body, list(arguments)])
+        return [float(read.get(t, t)) for t in said.split()]
 
     return evaluate
 

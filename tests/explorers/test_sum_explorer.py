@@ -55,10 +55,11 @@ def evaluator(load_module: LoadModule, name: str) -> Callable[..., list[float]]:
     def evaluate(body: str, *arguments: Any) -> list[float]:
         script = """([body, a]) => {
           const results = new Function("m", "a", `return ${body}`)(window.m, a);
-          return [...results].map(String);
+          return [...results].join(" ");
         }"""
         read = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
-        return [float(read.get(t, t)) for t in page.evaluate(script, [body, list(arguments)])]
+        said = page.evaluate(script, [body, list(arguments)])
+        return [float(read.get(t, t)) for t in said.split()]
 
     return evaluate
 
