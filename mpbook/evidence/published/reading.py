@@ -38,12 +38,12 @@ _PRECISIONS: Patterns = (
     ("^torch ", "newer torch"),
 )
 _GENERATIONS: Patterns = (
-    (r"\b(P100|GTX 1080 Ti)\b", "Pascal"),
-    (r"\b(V100|Titan V)\b", "Volta"),
+    (r"\b(P40|P100|GTX 1080 Ti)\b", "Pascal"),
+    (r"\b(V100S?|Titan V)\b", "Volta"),
     (r"\b(T4|RTX 8000|RTX 20[678]0( Super| Ti)?|Titan RTX)\b", "Turing"),
     (r"\b(A100|A800|A40|A10|RTX 30[5678]0|RTX 3090|RTX A6000)\b", "Ampere"),
     (r"\b(L4|L40S?|RTX 40[5678]0|RTX 4090|RTX 6000 Ada)\b", "Ada"),
-    (r"\b(H100|H200|GH200|H800)\b|sm_90", "Hopper"),
+    (r"\b(H20|H100|H200|GH200|H800)\b|sm_90", "Hopper"),
     (r"\b(B200|B300|GB200|GB300|RTX 50[5678]0|RTX 5090|RTX PRO 6000|Blackwell)\b", "Blackwell"),
     (r"\bAMD\b", "AMD"),
 )

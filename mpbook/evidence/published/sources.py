@@ -53,12 +53,14 @@ _ALL = (
     Source("Infinite-Approximation/cs336-assignment2", "individual"),
     Source("KevinZhou-cs336/assignment2-systems", "individual"),
     Source("LINYUNLinYun/CS336-assignment2-systems", "individual"),
+    Source("MaxxNine/nanochat", "individual"),
     Source("OpenMOSS/SummerQuest-2026", "individual"),
     Source("ShibukiZero/assignment2-systems", "individual"),
     Source("TianqGuo/MachineLearningNotes", "individual"),
     Source("bewantbe/busy-gemm-benchmark", "individual"),
     Source("brandon-snider/cs336-a2", "individual"),
     Source("ceshine/apex_pytorch_cifar_experiment", "individual", "no licence file"),
+    Source("chenwg2000/nanogpt-fp8-mxfp8", "individual"),
     Source("cherryni2022/cs336-assignment2-system", "individual"),
     Source("chsasank/device-benchmarks", "individual"),
     Source("csdiywithme/cs336-assignment2-systems", "individual"),
@@ -84,6 +86,7 @@ _ALL = (
     Source("yyin-dev/cs336-a2", "individual"),
     Source("zhasion/CS336", "individual"),
     Source("zinccat/nanoGPT-jax", "individual"),
+    Source("zzc0721/torch-performance-test-data", "individual"),
 )  # fmt: skip
 SOURCES: Mapping[str, Source] = {source.name: source for source in _ALL}
 """By name."""
