@@ -87,7 +87,7 @@ def train_once(monkeypatch, trained_pairs):
 
 PUBLISHED = {
     "two-to-four-times-faster": ("holds when ...", "153 figures", "22 of 82 reach 2"),
-    "gpt2-twice-the-tokens": ("holds when ...", "95 figures", "Seldom for GPT-2 124M"),
+    "gpt2-twice-the-tokens": ("holds when ...", "96 figures", "Seldom for GPT-2 124M"),
     "memory-halves": ("false", "49 figures", "they take 56% to 111%"),
     "gpt2-40-percent-less-memory": ("false", "6 figures", "79% to 84%"),
     "twice-the-batch": ("holds when ...", "34 figures", "1.2 times as large"),

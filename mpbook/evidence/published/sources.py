@@ -73,6 +73,7 @@ _ALL = (
     ),
     Source("jeremylyn0001-sudo/cs336-assignment2", "individual"),
     Source("kbjiang/cs336-assignment2-systems-mine", "individual"),
+    Source("loafbaker/GPT-2-124M", "individual"),
     Source("luke396/assignment2-systems", "individual"),
     Source("lyq1119/lyq-language-modeling-from-scratch-2026-spring", "individual"),
     Source("philharmonic77/cs336-assignment2", "individual"),
