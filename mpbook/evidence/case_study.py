@@ -185,7 +185,9 @@ def published_speedup(*, to: str) -> Figures:
         to: ``"32-true"`` or ``"tf32"``; figures whose baseline is not known count for neither.
     """
     pairs = published(claim="gpt2-2x-tokens", quantity="speed", precision="mixed")
-    return pairs.where(model=r"small|124M", baseline={"32-true": "float32", "tf32": "TF32"}[to])
+    base = {"32-true": "float32", "tf32": "TF32"}[to]
+    eager = pairs.that(lambda figure: not figure.compiled)
+    return eager.where(model=r"small|124M", baseline=base)
 
 
 def savings(record: Record, precision: str, *, to: str = "32-true") -> dict[int, float | None]:

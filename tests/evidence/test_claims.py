@@ -87,9 +87,9 @@ def train_once(monkeypatch, trained_pairs):
 
 PUBLISHED = {
     "two-to-four-times-faster": ("holds when ...", "153 figures", "22 of 82 reach 2"),
-    "gpt2-twice-the-tokens": ("holds when ...", "20 figures", "Not for GPT-2 124M"),
-    "memory-halves": ("false", "17 figures", "the lowest takes 56%"),
-    "gpt2-40-percent-less-memory": (NOT_RECORDED, "2 figures", "No published figure was found"),
+    "gpt2-twice-the-tokens": ("holds when ...", "96 figures", "Seldom for GPT-2 124M"),
+    "memory-halves": ("false", "49 figures", "they take 56% to 111%"),
+    "gpt2-40-percent-less-memory": ("false", "6 figures", "79% to 84%"),
     "twice-the-batch": ("holds when ...", "34 figures", "1.2 times as large"),
     "quality-is-kept": ("holds when ...", "82 figures", "57 of 82"),
 }
@@ -141,6 +141,79 @@ def test_twice_the_tokens_follows_from_the_figures(ratios, kind):
     rows.append(replace(rows[0], model="GPT-2 small"))
     verdict = decide("gpt2-twice-the-tokens", figures=Figures(tuple(rows)))
     assert verdict.kind == kind
+
+
+SPEEDS = {"claim": "gpt2-2x-tokens", "precision": "mixed", "baseline": "float32"}
+MEMORY = {"claim": "gpt2-40-percent-memory", "precision": "mixed"}
+
+
+def pairs_of(small, large):
+    """Published speed-ups over float32 with these ratios instead of their own."""
+    rows = published(**SPEEDS, model="small").rows[0], published(**SPEEDS, model="large").rows[0]
+    return [
+        replace(like, value_a=1.0, value_b=ratio, ratio=ratio, unit="tokens/s")
+        for ratios, like in zip((small, large), rows, strict=True)
+        for ratio in ratios
+    ]
+
+
+def about_twice_the_tokens(rows):
+    return decide("gpt2-twice-the-tokens", figures=Figures(tuple(rows))).why
+
+
+@pytest.mark.parametrize(
+    ("small", "word"),
+    [
+        ([1.0], "Not"),
+        ([2.0, 1.0, 1.0, 1.0, 1.0], "Seldom"),
+        ([2.0, 1.0, 1.0], "Sometimes"),
+        ([2.0, 1.0], "Mostly"),
+        ([2.0], "Always"),
+    ],
+)
+def test_how_often_the_small_model_doubles_is_counted(small, word):
+    assert about_twice_the_tokens(pairs_of(small, [1.0])).startswith(f"{word} for GPT-2 124M")
+
+
+def test_what_compiled_pairs_gain_is_told_by_baseline_or_that_there_is_none():
+    eager = pairs_of([1.0], [1.0])
+    assert "The collection has no compiled pair." in about_twice_the_tokens(eager)
+    compiled = {"precision_b": "mixed, compiled", "value_b": 1.5, "ratio": 1.5}
+    tf32, float32 = (
+        replace(eager[0], precision_a=f"{a}, compiled", **compiled) for a in ("tf32", "fp32")
+    )
+    told = about_twice_the_tokens([*eager, tf32, float32, float32])
+    assert "1.50 times as fast as TF32 (1 pair) and 1.50 times as fast as float32 (2 pairs)" in told
+    assert "0 of 1 pairs reach 2" in told
+
+
+def steps_that_take(*shares):
+    step = next(figure for figure in published(**MEMORY) if figure.whole_step)
+    return [replace(step, value_a=1.0, value_b=share, ratio=share) for share in shares]
+
+
+@pytest.mark.parametrize(
+    ("name", "shares", "kind", "why"),
+    [
+        ("gpt2-40-percent-less-memory", (0.8, 0.7), "false", "None of 2 published steps"),
+        ("gpt2-40-percent-less-memory", (0.8, 0.6), "holds when ...", "1 of 2 published steps"),
+        ("gpt2-40-percent-less-memory", (0.5, 0.6), "holds", "takes 50% to 60%"),
+        ("memory-halves", (0.8, 0.6), "false", "None of 2 published steps"),
+        ("memory-halves", (0.8, 0.5), "holds when ...", "1 of 2 published steps"),
+        ("memory-halves", (0.55, 0.5), "holds", "they take 50% to 55%"),
+    ],
+)
+def test_published_steps_decide_of_memory_either_way(name, shares, kind, why):
+    verdict = decide(name, figures=Figures(tuple(steps_that_take(*shares))))
+    assert verdict.kind == kind and why in verdict.why
+
+
+def test_a_step_without_its_optimizer_decides_nothing_of_memory():
+    rows = [replace(row, caveat="no optimizer state") for row in steps_that_take(0.5)]
+    verdict = decide("gpt2-40-percent-less-memory", figures=Figures(tuple(rows)))
+    assert verdict.kind == NOT_RECORDED and "No published figure was found" in verdict.why
+    assert "takes 50% (no optimizer state)" in verdict.why
+    assert decide("memory-halves", figures=Figures(tuple(rows))).kind == NOT_RECORDED
 
 
 # The ledger.

@@ -10,6 +10,7 @@ import statistics
 
 from mpbook.evidence.claims.base import NOT_RECORDED, Finding, by_share
 from mpbook.evidence.published import Figures
+from mpbook.evidence.published.figures import plural
 
 TENSOR_CORES = ("Volta", "Turing")
 """Generations with tensor cores and no TF32, where "float32" can mean nothing else."""
@@ -47,37 +48,74 @@ def two_to_four_times(figures: Figures) -> tuple[Finding, Figures]:
 
 
 def twice_the_tokens(figures: Figures) -> tuple[Finding, Figures]:
-    """GPT-2 shapes, float32 to autocast: the small one, and the larger ones."""
-    pairs = figures.where(
-        claim="gpt2-2x-tokens", quantity="speed", precision="mixed", baseline="float32"
-    )
-    small = pairs.where(model=r"small|124M")
-    large = pairs.that(lambda figure: figure not in small.rows)
+    """GPT-2 shapes, float32 to autocast: the small one, and the larger ones; eager and compiled."""
+    speeds = figures.where(claim="gpt2-2x-tokens", quantity="speed", precision="mixed")
+    pairs = speeds.where(baseline="float32")
+    eager = pairs.that(lambda figure: not figure.compiled)
+    small = eager.where(model=r"small|124M")
+    others = eager.that(lambda figure: figure not in small.rows)
+    large = others.where(model=r"\b[\d.]+B\b")
     why = (
-        f"Not for GPT-2 124M in eager code: {_reach(small, 2)} pairs reach 2, the median is "
-        f"{_median(small):.2f}. It holds for larger shapes at long sequences: {_reach(large, 2)} "
-        f"reach 2, at most {max(large.ratios):.2f}. The collection has no compiled pair."
+        f"{_how_often(small, 2)} for GPT-2 124M in eager code: {_reach(small, 2)} pairs reach 2, "
+        f"the median is {_median(small):.2f}. {_how_often(others, 2)} for other shapes: "
+        f"{_reach(others, 2)} reach 2, of those with billions of parameters {_reach(large, 2)}; "
+        f"the largest ratio is {max(others.ratios):.2f}. {_of_compiled_pairs(speeds)}"
     )
     return (by_share([ratio >= 2 for ratio in pairs.ratios]), why), pairs
 
 
+def _how_often(figures: Figures, ratio: float) -> str:
+    """The first word of a sentence on how many reach a ratio."""
+    share = figures.share(lambda one: one >= ratio)
+    if share in (0, 1):
+        return "Always" if share else "Not"
+    return "Mostly" if share >= 1 / 2 else "Sometimes" if share >= 1 / 4 else "Seldom"
+
+
+def _of_compiled_pairs(speeds: Figures) -> str:
+    """How fast mixed precision is in compiled pairs, by baseline."""
+    groups = speeds.that(lambda figure: figure.compiled).by("baseline")
+    if not groups:
+        return "The collection has no compiled pair."
+    gains = " and ".join(
+        f"{_median(pairs):.2f} times as fast as {baseline} ({plural(len(pairs), 'pair')})"
+        for baseline, pairs in groups.items()
+    )
+    return f"Where both are compiled, mixed precision is {gains}."
+
+
+def _whole_steps(figures: Figures, *claims: str) -> Figures:
+    """The memory of training steps in float32 and under autocast, with the optimizer's state."""
+    return figures.where(claim=claims, quantity="memory", precision="mixed").compared.that(
+        lambda figure: figure.whole_step
+    )
+
+
 def memory_halves(figures: Figures) -> tuple[Finding, Figures]:
     """A whole training step under autocast, with float32 weights and optimizer."""
-    steps = figures.where(claim="memory-halves", precision="mixed").compared.that(
-        lambda figure: (
-            "forward" not in figure.model and "no optimizer state" not in str(figure.caveat)
-        )
-    )
+    steps = _whole_steps(figures, "memory-halves", "gpt2-40-percent-memory")
     if not len(steps):
         raise LookupError("no published step under autocast")
-    attention = steps.where(kind_of_model="Transformers")
-    nets = steps.where(kind_of_model="convolutional nets")
+    small = steps.where(claim="gpt2-40-percent-memory")
+    groups = {"GPT-2's small shape": small}
+    groups |= steps.that(lambda figure: figure not in small.rows).by("kind_of_model")
+    medians = ", ".join(
+        f"{_median(group):.0%} for {name.replace('Trans', 'other Trans')} ({len(group)})"
+        for name, group in groups.items()
+        if len(group)
+    )
     why = (
-        f"No step under autocast takes half: the lowest takes {min(steps.ratios):.0%} of "
-        f"float32's memory. The median is {_median(attention):.0%} for Transformers at small "
-        f"batches and {_median(nets):.0%} for convolutional nets."
+        f"{_down_to(steps, 0.55)} published steps under autocast take 55% or less of float32's "
+        f"memory: they take {min(steps.ratios):.0%} to {max(steps.ratios):.0%}. The medians: "
+        f"{medians}."
     )
     return (by_share([ratio <= 0.55 for ratio in steps.ratios]), why), steps
+
+
+def _down_to(figures: Figures, ratio: float) -> str:
+    """How many come down to a ratio, as "none of 17" or "3 of 17"."""
+    count = sum(one <= ratio for one in figures.ratios)
+    return f"{count or 'None'} of {len(figures.ratios)}"
 
 
 def twice_the_batch(figures: Figures) -> tuple[Finding, Figures]:
@@ -119,13 +157,27 @@ def _within(differences: list[float]) -> str:
 
 
 def forty_percent_less(figures: Figures) -> tuple[Finding, Figures]:
-    """Nothing decides it: no published step of GPT-2 has float32 weights and both precisions."""
+    """Whole steps of GPT-2's small shape; where there is none, what comes close to it."""
     found = figures.where(claim="gpt2-40-percent-memory").compared
-    what = "; ".join(
-        f"{figure.precision_b} takes {figure.ratio:.0%} ({figure.caveat})" for figure in found
-    )
+    steps = _whole_steps(figures, "gpt2-40-percent-memory")
+    if not len(steps):
+        why = (
+            "No published figure was found of the memory of a whole training step of GPT-2 in "
+            f"float32 and under autocast. Close to it: {_each(found)}."
+        )
+        return (NOT_RECORDED, why), found
+    sources = len({figure.source for figure in steps})
     why = (
-        "No published figure was found of the memory of a whole training step of GPT-2 in float32 "
-        f"and under autocast. Close to it: {what}."
+        f"{_down_to(steps, 0.6)} published steps of its shape ({plural(sources, 'source')}) take "
+        f"60% or less: autocast takes {min(steps.ratios):.0%} to {max(steps.ratios):.0%} of "
+        "float32's memory, with weights, gradients and optimizer in float32."
     )
-    return (NOT_RECORDED, why), found
+    if len(cast := found.where(precision="16-bit weights")):
+        why += f" Without float32 weights, {_each(cast)}."
+    return (by_share([ratio <= 0.6 for ratio in steps.ratios]), why), steps
+
+
+def _each(figures: Figures) -> str:
+    return "; ".join(
+        f"{figure.precision_b} takes {figure.ratio:.0%} ({figure.caveat})" for figure in figures
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mpbook.evidence.published import reading
 from mpbook.evidence.published.reading import Quantity
@@ -94,6 +95,17 @@ class Measurement:
         return reading.precision(self.precision_b)
 
     @property
+    def compiled(self) -> bool:
+        """Whether both precisions ran compiled code."""
+        return all("compiled" in name for name in (self.precision_a or "", self.precision_b))
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether a figure of memory covers a training step with the state of its optimizer."""
+        passes = "forward" in f"{self.model}, {self.unit}"
+        return not passes and "no optimizer state" not in (self.caveat or "")
+
+    @property
     def generation(self) -> str:
         """The GPU's generation, empty where the source names none."""
         return reading.generation(self.hardware)
@@ -119,7 +131,8 @@ class Measurement:
         if stated := re.search(r"https?://\S+", f"{self.source_path} {self.source_where}"):
             return stated[0]
         path = self.source_path.partition(" and ")[0].strip()
-        return f"https://github.com/{self.source_repository}/blob/{self.source_commit}/{path}"
+        file = quote(f"{self.source_commit}/{path}")
+        return f"https://github.com/{self.source_repository}/blob/{file}"
 
 
 @cache

@@ -34,17 +34,17 @@ _PRECISIONS: Patterns = (
     ("fp8|MXFP8|INT8", "8 bits"),
     ("^tf32", "TF32"),
     ("^fp32", "float32"),
-    ("^bf16", "16 bits"),
+    ("^(bf16|fp16)", "16 bits"),
     ("^torch ", "newer torch"),
 )
 _GENERATIONS: Patterns = (
-    (r"\b(P100|GTX 1080 Ti)\b", "Pascal"),
-    (r"\b(V100|Titan V)\b", "Volta"),
-    (r"\b(T4|RTX 8000|RTX 2080 Ti|Titan RTX)\b", "Turing"),
-    (r"\b(A100|A10|RTX 3090|RTX A6000)\b", "Ampere"),
-    (r"\b(RTX 4090|RTX 6000 Ada)\b", "Ada"),
-    (r"\b(H100|H200|GH200|H800)\b|sm_90", "Hopper"),
-    (r"\b(B200|B300|GB200|GB300|Blackwell)\b", "Blackwell"),
+    (r"\b(P40|P100|GTX 1080 Ti)\b", "Pascal"),
+    (r"\b(V100S?|Titan V)\b", "Volta"),
+    (r"\b(T4|RTX 8000|RTX 20[678]0( Super| Ti)?|Titan RTX)\b", "Turing"),
+    (r"\b(A100|A800|A40|A10|RTX 30[5678]0|RTX 3090|RTX A6000)\b", "Ampere"),
+    (r"\b(L4|L40S?|RTX 40[5678]0|RTX 4090|RTX 6000 Ada)\b", "Ada"),
+    (r"\b(H20|H100|H200|GH200|H800)\b|sm_90", "Hopper"),
+    (r"\b(B200|B300|GB200|GB300|RTX 50[5678]0|RTX 5090|RTX PRO 6000|Blackwell)\b", "Blackwell"),
     (r"\bAMD\b", "AMD"),
 )
 GENERATIONS = tuple(name for _, name in _GENERATIONS)
@@ -67,7 +67,7 @@ _MODELS: Patterns = (
 _UNITS: Patterns = (
     (r"\((higher|lower) is better\)$", "quality"),
     (r"^batch |batch that fits", "batch"),
-    (r"^(GB|GiB|MB)\b|^% of the \w+ memory", "memory"),
+    (r"^(GB|GiB|MB|MiB)\b|^% of the \w+ memory", "memory"),
     (r"/s\b|^ms\b|^s (per|to)\b|^(seconds|minutes|hours) |^speed to|^steps to|MFU", "speed"),
     ("instability|loss spike|explosions|restarts", "count"),
 )
