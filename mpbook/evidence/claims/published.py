@@ -6,6 +6,7 @@ the verdict says for which of them it holds.
 
 from __future__ import annotations
 
+import re
 import statistics
 
 from mpbook.evidence.claims.base import NOT_RECORDED, Finding, by_share
@@ -170,11 +171,18 @@ def forty_percent_less(figures: Figures) -> tuple[Finding, Figures]:
     why = (
         f"{_down_to(steps, 0.6)} published steps of its shape ({plural(sources, 'source')}) take "
         f"60% or less: autocast takes {min(steps.ratios):.0%} to {max(steps.ratios):.0%} of "
-        "float32's memory, with weights, gradients and optimizer in float32."
+        "float32's memory, with weights, gradients and optimizer in float32. The largest batch "
+        f"among them is of {max(_sequences(figure.batch) for figure in steps)} sequences."
     )
     if len(cast := found.where(precision="16-bit weights")):
         why += f" Without float32 weights, {_each(cast)}."
     return (by_share([ratio <= 0.6 for ratio in steps.ratios]), why), steps
+
+
+def _sequences(batch: str | None) -> int:
+    """The number that a batch's words begin with, 0 where they say none."""
+    found = re.match(r"\d+", batch or "")
+    return int(found[0]) if found else 0
 
 
 def _each(figures: Figures) -> str:
