@@ -69,6 +69,13 @@ def test_none_is_dropped_and_every_source_is_named() -> None:
     assert len(load()) == 648 and {figure.source for figure in load()} == set(SOURCES)
 
 
+def test_generations_are_told_apart_oldest_first() -> None:
+    groups = published().by("generation")
+    known = [name for name in groups if name]
+    assert known == [name for name in GENERATIONS if name in groups] and len(known) >= 7
+    assert sum(map(len, groups.values())) == len(load()) and list(groups)[-1] == ""
+
+
 def test_every_figure_is_classified_and_can_be_found_again() -> None:
     for figure in load():
         assert figure.precision and figure.quantity

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpbook.evidence.published.measurement import Measurement, load
+from mpbook.evidence.published.reading import GENERATIONS
 from mpbook.evidence.published.sources import SOURCES
 from mpbook.notebook import Table
 from mpbook.synonyms import did_you_mean
@@ -93,7 +94,7 @@ class Figures:
         return self.that(lambda figure: figure.ratio is not None)
 
     def by(self, field: str) -> dict[Any, Figures]:
-        """Groups by a field, in the order of the collection.
+        """Groups by a field, in the order of the collection; generations, the oldest first.
 
         Raises:
             ValueError: a field that figures do not have.
@@ -102,6 +103,8 @@ class Figures:
         groups: dict[Any, list[Measurement]] = {}
         for figure in self:
             groups.setdefault(read(figure), []).append(figure)
+        if field == "generation":
+            groups = {name: groups[name] for name in (*GENERATIONS, "") if name in groups}
         return {value: Figures(tuple(rows)) for value, rows in groups.items()}
 
     @property
