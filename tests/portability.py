@@ -73,7 +73,9 @@ VARIANTS = {
         {"LC_ALL": "a decimal comma", "TZ": "Asia/Kathmandu"}, EVERYTHING + NOTEBOOKS
     ),
     "nvidia-container": Variant({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, EVERYTHING + NOTEBOOKS),
-    "cu130": Variant({"MPBOOK_TORCH_BUILD": "cu130"}, EVERYTHING + NOTEBOOKS),
+    "cu130": Variant(
+        {"MPBOOK_TORCH_BUILD": "cu130", "MPBOOK_TRITON": "silent"}, EVERYTHING + NOTEBOOKS
+    ),
     "ranks-4": Variant({"MPBOOK_RANKS": "4"}, ("tests/many_gpus",)),
 }
 """Every instruction set that this CPU has is what `threads-1` runs on, and ``make test``."""

@@ -77,6 +77,7 @@ def test_what_fails_together_is_run_under_each_variant_alone(monkeypatch):
 def in_a_cuda_build(code):
     """What a Python says on stdout and stderr whose torch calls itself +cu130."""
     environment = os.environ | {
+        "MPBOOK_TRITON": "missing",
         "PYTHONPATH": os.pathsep.join([str(portability.SHIMS), os.environ.get("PYTHONPATH", "")]),
         "MPBOOK_TORCH_BUILD": "cu130",
     }
@@ -95,6 +96,10 @@ def test_a_torch_can_be_made_to_call_itself_another_build():
 def test_a_build_for_cuda_without_triton_counts_operations_in_silence():
     said = in_a_cuda_build(
         "import torch; from mpbook.cost.measure import count_flops; import mpbook.training\n"
+        "from mpbook import diagnose; from torch.nn.functional import cross_entropy\n"
+        "import logging; assert not logging.getLogger('torch.utils.flop_counter').disabled\n"
+        "batch = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)\n"
+        "diagnose(torch.nn.Linear(3, 5), batch, loss=cross_entropy)\n"
         "print(count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)))"
     )
     assert said == ("60\n", "")

@@ -7,15 +7,34 @@ LSTM on a CPU, ``nn.Bilinear``, the fused attention of a CPU and products with a
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Shape = Sequence[int]
+
+
+@cache
+def torchs_counter() -> ModuleType:
+    """The module `torch.utils.flop_counter`, imported without a word.
+
+    A build for CUDA that has no Triton, as on Windows, says on stderr that it counts no kernel of
+    Triton's.
+    """
+    logger = logging.getLogger("torch.utils.flop_counter")
+    before, logger.disabled = logger.disabled, True
+    try:
+        return importlib.import_module("torch.utils.flop_counter")
+    finally:
+        logger.disabled = before
 
 
 def _mv(matrix: Shape, vector: Shape, **_: Any) -> int:

@@ -10,7 +10,6 @@ every reading is kept: a median without its spread says nothing.
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 import warnings
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mpbook import nests
-from mpbook.cost.flops import Uncounted, formulas
+from mpbook.cost.flops import Uncounted, formulas, torchs_counter
 
 
 @dataclass(frozen=True)
@@ -285,9 +284,7 @@ def count_flops(function: Callable[[], Any]) -> int:
     >>> count_flops(lambda: layer(x, torch.ones(5, 3)))
     240
     """
-    with _without_triton_in_silence():
-        from torch.utils.flop_counter import FlopCounterMode
-    counter = FlopCounterMode(display=False, custom_mapping=formulas())
+    counter = torchs_counter().FlopCounterMode(display=False, custom_mapping=formulas())
     uncounted = Uncounted(set(counter.flop_registry))
     with counter, uncounted:
         function()
@@ -298,17 +295,6 @@ def count_flops(function: Callable[[], Any]) -> int:
             stacklevel=2,
         )
     return int(counter.get_total_flops())
-
-
-@contextmanager
-def _without_triton_in_silence() -> Iterator[None]:
-    """A build for CUDA that has no Triton, as on Windows, says on stderr that it counts none."""
-    logger = logging.getLogger("torch.utils.flop_counter")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def utilisation(flops: float, seconds: float, peak: float) -> float:

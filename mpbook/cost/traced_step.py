@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpbook.cost.flops import formulas
+from mpbook.cost.flops import formulas, torchs_counter
 from mpbook.cost.measure import parts_of
 from mpbook.cost.own_step import Loss, MakeOptimizer, OwnStep, prepare_step
 from mpbook.cost.roofline import Work
@@ -34,9 +34,8 @@ class _Tally(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        from torch.utils.flop_counter import FlopCounterMode
-
-        self._formulas = FlopCounterMode(display=False, custom_mapping=formulas()).flop_registry
+        counter = torchs_counter().FlopCounterMode(display=False, custom_mapping=formulas())
+        self._formulas = counter.flop_registry
         self.phase = ""
         self.flops: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
+from mpbook.cost.flops import torchs_counter
 from mpbook.diagnosis.float32_parts import widened
 from mpbook.diagnosis.places import (
     LOSS,
@@ -187,7 +187,7 @@ class Recorder(TorchDispatchMode):
         operands, results = _floats((args, kwargs)), _floats(result)
         if not operands or not results:
             return
-        count = flop_registry.get(func._overloadpacket)
+        count = torchs_counter().flop_registry.get(func._overloadpacket)
         flops = count(*args, **kwargs, out_val=result) if count else 0
         moved = sum(t.numel() * t.element_size() for t in (*operands, *results))
         self.work.append((operands[0].dtype, int(flops), moved))

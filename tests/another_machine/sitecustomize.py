@@ -2,10 +2,13 @@
 
 Python imports this file at its start where this folder is on ``PYTHONPATH``, as `portability` and
 `rehearse` put it.  ``MPBOOK_TORCH_BUILD`` names a build, such as ``cu130``: torch calls itself so.
-``MPBOOK_STAND_IN`` names a capability, such as ``8.0``: torch has a GPU of it (`stand_in`).
+A build for CUDA has Triton, which what stands in for it has not: torch says so on stderr, unless
+``MPBOOK_TRITON=silent``.  ``MPBOOK_STAND_IN`` names a capability, such as ``8.0``: torch has a GPU
+of it (`stand_in`).
 """
 
 import importlib.machinery
+import logging
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -33,6 +36,8 @@ class _VersionOfABuild(MetaPathFinder):
         return spec
 
 
+if BUILD and os.environ.get("MPBOOK_TRITON") == "silent":
+    logging.getLogger("torch.utils.flop_counter").disabled = True
 if BUILD:
     sys.meta_path.insert(0, _VersionOfABuild())
 

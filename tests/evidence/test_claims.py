@@ -533,7 +533,8 @@ def test_cross_entropy_is_rounded_on_cuda_alone():
     ("products", "convolutions", "kind"),
     [(False, False, "false"), (False, True, "holds when ..."), (True, True, "holds")],
 )
-def test_tf32_is_read_from_both_switches(switch, products, convolutions, kind):
+def test_tf32_is_read_from_both_switches(monkeypatch, switch, products, convolutions, kind):
+    monkeypatch.delenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", raising=False)
     switch(torch.backends.cuda.matmul, "allow_tf32", products)
     switch(torch.backends.cudnn, "allow_tf32", convolutions)
     verdict = decide("tf32-is-on-by-default")
@@ -549,7 +550,10 @@ def test_tf32_is_read_from_both_switches(switch, products, convolutions, kind):
 def test_tf32_by_an_environment_variable_is_no_default_of_pytorch(switch, monkeypatch):
     monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
     switch(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert decide("tf32-is-on-by-default").kind == "holds when ..."
+    switch(torch.backends.cudnn, "allow_tf32", True)
+    verdict = decide("tf32-is-on-by-default")
+    assert verdict.kind == "holds when ..."
+    assert "For matrix products it is off, for cuDNN's convolutions on." in verdict.why
 
 
 def test_the_scaler_is_watched_until_it_grows_and_halves():

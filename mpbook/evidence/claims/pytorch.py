@@ -96,13 +96,13 @@ def _cross_entropy() -> Finding:
 
 def _tf32() -> Finding:
     products, convolutions = tf32.allowed()
-    overridden = os.environ.get(_TF32_OVERRIDE) == "1"
+    products &= os.environ.get(_TF32_OVERRIDE) != "1"  # no default: this environment switched it
     why = (
         f"For matrix products it is {_on(products)}, for cuDNN's convolutions {_on(convolutions)}."
         f" The environment variable {_TF32_OVERRIDE}=1 turns it on for products too; NVIDIA's "
         "containers set it."
     )
-    return by_share([products and not overridden, convolutions]), why
+    return by_share([products, convolutions]), why
 
 
 _TF32_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
