@@ -97,7 +97,7 @@ def test_a_build_for_cuda_without_triton_counts_operations_in_silence():
     said = in_a_cuda_build(
         "import torch; from mpbook.cost.measure import count_flops; import mpbook.training\n"
         "from mpbook import diagnose; from torch.nn.functional import cross_entropy\n"
-        "import logging; assert not logging.getLogger('torch.utils.flop_counter').disabled\n"
+        "import logging; assert not logging.getLogger('torch.utils.flop_counter').filters\n"
         "batch = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)\n"
         "diagnose(torch.nn.Linear(3, 5), batch, loss=cross_entropy)\n"
         "print(count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)))"

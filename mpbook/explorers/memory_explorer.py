@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import torch
 import traitlets
 
 from mpbook.cost.at_peak import MemoryPlan
@@ -24,7 +25,7 @@ from mpbook.cost.memory_plan import (
 )
 from mpbook.cost.parallelism import Parallelism
 from mpbook.decoder import DecoderConfig
-from mpbook.device_facts import GIB
+from mpbook.device_facts import GIB, GPUS
 from mpbook.explorers.base import Checked, Explorer, one_of
 from mpbook.explorers.census import digits, percent
 from mpbook.explorers.modules import STATIC, linked
@@ -78,6 +79,7 @@ def _numbers(name: str, precision: Precision) -> dict[str, Any]:
         "kept_bytes": cure.kept_bytes if cure else 0,
         "copied_bytes": cure.copied_bytes if cure else 0,
         "loss_scale": precision.loss_scale is not None,
+        "bfloat16": precision.compute_dtype == torch.bfloat16,
     }
 
 
@@ -89,8 +91,18 @@ def _rules(name: str, optimizer: NamedOptimizer) -> dict[str, Any]:
 
 
 def _devices() -> list[list[Any]]:
-    """The memory of GPUs in GiB, with a label that says it too."""
-    return [[f"{name} ({digits(gib, 3)} GiB)", gib] for name, gib in DEVICE_GIB.items()]
+    """The memory of GPUs in GiB, with a label that says it too, and one for bfloat16.
+
+    The second leaves out who has no units for it, such as a T4 and a V100: there PyTorch's fused
+    attention, which the plan counts on, does not take it.  It is empty where nobody is left.
+    """
+    native = {gpu.model for gpu in GPUS.values() if "bfloat16" in gpu.dense_peaks}
+    found: list[list[Any]] = []
+    for names, gib in DEVICE_GIB.items():
+        some = ", ".join(name for name in names.split(", ") if name in native)
+        room = f" ({digits(gib, 3)} GiB)"
+        found.append([f"{names}{room}", gib, f"{some}{room}" if some else ""])
+    return found
 
 
 def _as_shape(shape: Any) -> dict[str, int]:
@@ -257,8 +269,14 @@ class MemoryExplorer(Explorer):
         """By device, the largest batch whose peak leaves the reserve free."""
         return {
             name: largest_batch(self.room * gib * GIB, self._config, **self._options)
-            for name, gib in self.devices
+            for name, gib in self._candidates()
         }
+
+    def _candidates(self) -> list[tuple[str, float]]:
+        """The devices that have units for the precision: their labels and their memory in GiB."""
+        in_bfloat16 = WAYS[self.precision].compute_dtype == torch.bfloat16
+        named = [(short if in_bfloat16 else label, gib) for label, gib, short in self.devices]
+        return [(label, gib) for label, gib in named if label]
 
     def _fallback(self) -> str:
         plan = self.plan
@@ -287,7 +305,7 @@ class MemoryExplorer(Explorer):
         if self.checkpointing:
             how = f"{self.precision}, {self.optimizer} and checkpointing"
         most, count = max(plan.at_peak.items(), key=lambda pair: pair[1])
-        fits = [name for name, gib in self.devices if plan.peak <= self.room * gib * GIB]
+        fits = [name for name, gib in self._candidates() if plan.peak <= self.room * gib * GIB]
         times = f"{self.accumulation_steps} times " if self.accumulation_steps > 1 else ""
         where = f"It fits on {fits[0]}." if fits else "It fits on none of the devices listed."
         where += self._indivisible()

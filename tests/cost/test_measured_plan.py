@@ -67,9 +67,22 @@ MODELS = {
 }  # fmt: skip
 
 
+def there_is_an_lstm_for(precision):
+    """oneDNN held to AVX2 has none under autocast in bfloat16, where the CPU itself has more."""
+    model, x = Recurrent(), torch.randn(2, 5, 6)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            model(x)
+    except RuntimeError as error:
+        return "could not create a primitive" not in str(error)
+    return True
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_extrapolated_plan_is_what_a_step_of_that_size_holds(name, precision):
+    if name == "LSTM" and not there_is_an_lstm_for(precision):
+        pytest.skip("oneDNN has no LSTM for this precision here")
     make, inputs, targets, loss = MODELS[name]
     torch.manual_seed(0)
     model, batch = make(), (inputs, targets)

@@ -100,6 +100,7 @@ PLANS = """(states) => states.map((state) => {
     update_temporaries: p.atUpdate, buckets: p.buckets, moment: p.moment,
     gathered_at_loss: p.gatheredAtLoss, gathered_at_block: p.gatheredAtBlock,
     peak: p.peak, at_peak: p.atPeak,
+    devices: s.devices.map(([label]) => label),
     batches: s.devices.map(([, gib]) => m.largestBatch(s.room * gib * m.GIB, s.options)),
     sentence: m.sentence(s),
   };
@@ -114,7 +115,9 @@ def test_the_page_computes_what_python_computes(load_module: LoadModule) -> None
     for one, page in zip(explorers, found, strict=True):
         plan = one.plan
         python = {name: getattr(plan, name) for name in page if hasattr(plan, name)}
-        python |= {"batches": list(one.largest_batches().values()), "sentence": repr(one)}
+        offered = one.largest_batches()
+        python |= {"devices": list(offered), "batches": list(offered.values())}
+        python |= {"sentence": repr(one)}
         assert page == python
 
 
@@ -151,12 +154,17 @@ def test_a_sequence_may_be_longer_than_the_context() -> None:
         (
             dict(shape="GPT-2 124M", batch=8),
             "GPT-2 124M with 8 sequences of 1024 tokens, bf16-mixed and adamw: 8.79 GiB at the "
-            "loss, 46.7% of it activations. It fits on T4 (14.6 GiB).",
+            "loss, 46.7% of it activations. It fits on A10, A10G, L4 (22 GiB).",
         ),
         (
             dict(shape="GPT-2 124M", batch=8, accumulation_steps=64),
             "GPT-2 124M with 64 times 8 sequences of 1024 tokens, bf16-mixed and adamw: 9.27 GiB "
-            "at the loss, 44.4% of it activations. It fits on T4 (14.6 GiB).",
+            "at the loss, 44.4% of it activations. It fits on A10, A10G, L4 (22 GiB).",
+        ),
+        (
+            dict(shape="GPT-2 124M", batch=8, precision="16-mixed"),
+            "GPT-2 124M with 8 sequences of 1024 tokens, 16-mixed and adamw: 8.79 GiB at the "
+            "loss, 46.7% of it activations. It fits on T4 (14.6 GiB).",
         ),
         (
             dict(shape="GPT-2 1.5B", batch=64, precision="32-true"),
@@ -207,11 +215,20 @@ def test_sizes_in_words() -> None:
 
 
 def test_a_device_is_named_with_the_memory_that_it_reports() -> None:
-    for (label, gib), (name, reported) in zip(
+    for (label, gib, _), (name, reported) in zip(
         MemoryExplorer().devices, DEVICE_GIB.items(), strict=True
     ):
         assert gib == reported and label.startswith(f"{name} (") and label.endswith(" GiB)")
         assert float(label.removeprefix(f"{name} (").split()[0]) == pytest.approx(gib, rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_who_has_no_units_for_bfloat16_is_not_offered_it(precision: str) -> None:
+    offered = ", ".join(MemoryExplorer(precision=precision).largest_batches())
+    assert "T4" not in offered and "V100" not in offered and "RTX 5090 (31.3 GiB)" in offered
+    everybody = MemoryExplorer(precision="16-mixed").largest_batches()
+    assert list(everybody) == [label for label, *_ in MemoryExplorer().devices]
+    assert len(everybody) == len(MemoryExplorer(precision=precision).largest_batches()) + 2
 
 
 # --- The page without a kernel -----------------------------------------------------------------
@@ -328,10 +345,13 @@ def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(
         map(size, at_peak.values())
     )
-    assert fits.locator("tbody th").all_text_contents() == [label for label, _ in explorer.devices]
-    yes = ["yes" if fit else "no" for fit in explorer.plan.fits_on().values()]
+    found = explorer.largest_batches()
+    assert fits.locator("tbody th").all_text_contents() == list(found)
+    yes = [
+        "yes" if fits_at_all else "no" for fits_at_all in map(explorer.batch.__le__, found.values())
+    ]
     assert fits.locator("tbody td:nth-child(2)").all_text_contents() == yes
-    batches = list(map(str, explorer.largest_batches().values()))
+    batches = list(map(str, found.values()))
     assert fits.locator("tbody td:nth-child(3)").all_text_contents() == batches
 
 

@@ -266,10 +266,11 @@ function indivisible({ shape, wanted }) {
 
 export function readState(get) {
   const [shape, batch, time, precision, optimizer] = ["shape", "batch", "sequence", "precision", "optimizer"].map(get);
-  const [precisions, presets, devices, room, checkpointing] = ["precisions", "presets", "devices", "room", "checkpointing"].map(get);
+  const [precisions, presets, room, checkpointing] = ["precisions", "presets", "room", "checkpointing"].map(get);
   const parts = get("accumulation_steps"), beside = get("beside");
   const rules = get("optimizers").find((one) => one.name === optimizer);
   const p = precisions.find((one) => one.name === precision);
+  const devices = get("devices").map(([label, gib, short]) => [p.bfloat16 ? short : label, gib]).filter(([label]) => label);
   const keys = Object.keys(shape);
   const same = presets.find(([, known]) => Object.keys(known).length === keys.length && keys.every((key) => known[key] === shape[key]));
   const kind = "hidden" in shape ? "decoder" : "GPT";
