@@ -43,7 +43,10 @@ CASES = [
 VIEW = {"strategy": "ddp", "shape": TIED, "batch_size": 2, "bucket_view": True, **DTYPES["32-true"]}
 SGD = {"strategy": "fsdp2", "shape": DECODER, "optimizer": "SGD", **DTYPES["bf16-mixed"]}
 NARROW = {"strategy": "fsdp2", "shape": TIED, "batch_size": 2, "reduce": "bfloat16"}
-TENSOR = {"strategy": "tensor", "shape": DECODER | {"hidden": 176, "vocabulary": 256}}
+TENSOR = {
+    "strategy": "tensor",
+    "shape": DECODER | {"heads": 8, "key_value_heads": 4, "hidden": 176, "vocabulary": 256},
+}
 LAST = [VIEW, SGD, NARROW, TENSOR | DTYPES["32-true"]]
 HELD = ("parameters", "gradients", "optimizer_state", "buckets")
 
