@@ -47,7 +47,7 @@ test: $(STAMP) ## Run every test, the notebooks' included; ARGS=... goes to pyte
 exhaustive: $(STAMP) ## Check rounding on all 2**32 float32 inputs, for about twenty minutes
 	$(BIN)/python tests/exhaustive.py
 
-portability: $(STAMP) ## Run the suite as other machines would, for about forty minutes; WHICH="avx2 cu130" names a few
+portability: $(STAMP) ## Run the suite as other machines would, for about fifty minutes; WHICH="avx2 cu130" names a few
 	$(BIN)/python tests/portability.py --which "$(WHICH)"
 
 versions: $(STAMP) ## Run the suite on other torches and Pythons, gigabytes each; ONLY=torch2.15.0 names a few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mpbook.evidence.published.reading import GENERATIONS
 SPEED = {"claim": "2-4x-throughput"}
 GPT2 = {"claim": "gpt2-2x-tokens", "quantity": "speed"}
 SMALL = "small|124M"
+CARDS = ("RTX 4090", "RTX 5090")
 FP8 = {"claim": "fp8-speed"}
 
 # Whoever collected the figures added them up by hand: figures, sources, lowest, median, highest.
@@ -160,6 +162,31 @@ def test_the_memory_of_whole_steps_of_the_small_shape() -> None:
     steps = found.that(lambda figure: figure.whole_step).summary()
     assert (steps.figures, steps.sources) == (6, 2)
     assert (round(steps.low, 2), round(steps.high, 2)) == (0.79, 0.84)
+
+
+def test_what_pages_say_of_products_in_bfloat16() -> None:
+    products = published(claim="achievable-peak", baseline="float32", precision="16 bits")
+    found = products.that(lambda figure: figure.precision_b == "bf16")
+    said = {
+        r"P40|V100|T4|RTX 20": (0.5, 0.7),  # half to three quarters
+        r"RTX (30|40)": (3.1, 3.4),
+        "": (0.5, 13.8),  # 0.5 to 14
+    }
+    for cards, (low, high) in said.items():
+        some = found.that(lambda figure, cards=cards: re.search(cards, figure.hardware) is not None)
+        assert (round(min(some.ratios), 1), round(max(some.ratios), 1)) == (low, high), cards
+
+
+def test_what_pages_say_of_trainings_in_fp8() -> None:
+    whole = published(claim="fp8-speed").where(kind_of_model="Transformers")
+    rowwise = whole.that(lambda figure: "rowwise" in figure.precision_b)
+    found = whole.summary()
+    assert (found.figures, found.sources, len(rowwise)) == (41, 9, 5)
+    assert (round(found.median, 2), round(found.high, 2)) == (1.17, 1.55)
+    assert round(rowwise.summary().median, 1) == 1.0  # no faster
+    cards = {card: whole.that(lambda f, card=card: card in f.hardware).ratios for card in CARDS}
+    assert [round(ratio, 2) for ratio in cards["RTX 4090"]] == [1.04]
+    assert [round(edge(cards["RTX 5090"]), 2) for edge in (min, max)] == [1.4, 1.55]
 
 
 def test_a_pair_is_compiled_where_both_sides_are() -> None:

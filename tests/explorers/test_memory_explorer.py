@@ -347,9 +347,7 @@ def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     )
     found = explorer.largest_batches()
     assert fits.locator("tbody th").all_text_contents() == list(found)
-    yes = [
-        "yes" if fits_at_all else "no" for fits_at_all in map(explorer.batch.__le__, found.values())
-    ]
+    yes = ["yes" if explorer.batch <= largest else "no" for largest in found.values()]
     assert fits.locator("tbody td:nth-child(2)").all_text_contents() == yes
     batches = list(map(str, found.values()))
     assert fits.locator("tbody td:nth-child(3)").all_text_contents() == batches
