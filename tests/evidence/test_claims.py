@@ -601,8 +601,9 @@ def test_the_switches_that_are_on_are_named(switch):
     assert pytorch._reduced_precision_switches() == ["allow_fp16_reduced_precision_reduction"]
 
 
-def test_a_gpu_with_the_units_cannot_refute_is_bf16_supported():
-    assert decide("is-bf16-supported-means-native").kind == NOT_RECORDED
+def test_a_gpu_with_the_units_leaves_is_bf16_supported_to_what_others_report():
+    verdict = decide("is-bf16-supported-means-native")
+    assert verdict.kind == "false" and verdict.evidence.startswith("reported: [output of a T4](")
     assert pytorch.bf16_supported_on((8, 0), says=True)[0] == NOT_RECORDED
     kind, why = pytorch.bf16_supported_on((7, 5), says=True)
     assert kind == "false" and "says True on compute capability 7.5" in why
@@ -1060,6 +1061,34 @@ def test_pairs_of_runs_decide_whether_mxfp8_is_as_good(shift, spread, kind):
     ]
     verdict = decide("mxfp8-is-as-good-as-bf16", a_record("low_precision_pairs", *rows))
     assert verdict.kind == kind and "13 pairs" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("name", "counted", "said"),
+    [
+        ("mxfp8-is-as-good-as-bf16", "2 figures, 1 source", "1 of 2 published pairs"),
+        ("nvfp4-trains-as-well-as-fp8", "5 figures, 2 sources", "1 of 5 published pairs"),
+    ],
+)
+def test_published_pairs_decide_of_fewer_bits_without_a_record(name, counted, said):
+    verdict = decide(name, figures=published())
+    assert verdict.kind == "holds when ..." and said in verdict.why
+    assert verdict.evidence == f"published: {counted}"
+
+
+@pytest.mark.parametrize(
+    ("losses", "kind"),
+    [((3.0, 3.009), "holds"), ((3.0, 3.01), "holds when ..."), ((2.99, 3.01), "false")],
+)
+def test_a_published_loss_may_lie_on_either_side_by_the_margin(losses, kind):
+    like = published(claim="quality-0.1-0.3-percent").that(lambda f: f.precision_b == "MXFP8")
+    rows = [
+        replace(like.rows[0], value_a=3.0, value_b=loss, ratio=round(loss / 3.0, 4))
+        for loss in losses
+    ]
+    tf32 = replace(rows[0], precision_a="tf32", value_b=6.0, ratio=2.0)
+    verdict = decide("mxfp8-is-as-good-as-bf16", figures=Figures((*rows, tf32)))
+    assert verdict.kind == kind, verdict.why
 
 
 def test_a_record_without_fp8_leaves_nvfp4_open():

@@ -68,7 +68,7 @@ def test_a_baseline_that_is_not_stated_is_kept_apart() -> None:
 def test_none_is_dropped_and_every_source_is_named() -> None:
     rows = json.loads(DATA.read_text("utf-8"))
     assert [figure.id for figure in load()] == [row["id"] for row in rows]
-    assert len(load()) == 648 and {figure.source for figure in load()} == set(SOURCES)
+    assert len(load()) == 653 and {figure.source for figure in load()} == set(SOURCES)
 
 
 def test_generations_are_told_apart_oldest_first() -> None:
@@ -196,6 +196,20 @@ def test_a_pair_is_compiled_where_both_sides_are() -> None:
     assert not changed(
         precision_a=None, value_a=None, ratio=None, precision_b="bf16, compiled"
     ).compiled
+
+
+@pytest.mark.parametrize(
+    ("unit", "improvement"),
+    [
+        ("training loss (lower is better)", 0.25),
+        ("accuracy (higher is better)", -0.25),
+        ("GiB", None),
+    ],
+)
+def test_better_is_told_by_the_unit(unit: str, improvement: float | None) -> None:
+    assert changed(value_a=4.0, value_b=3.0, ratio=0.75, unit=unit).improvement == improvement
+    alone = changed(value_a=None, value_b=3.0, ratio=None, unit=unit)
+    assert alone.improvement is None
 
 
 def test_an_address_has_no_letters_that_an_address_may_not_have() -> None:

@@ -132,11 +132,16 @@ def exactly(find_out: Callable[[], Finding]) -> Decide:
     return decide
 
 
-def live(find_out: Callable[[torch.device], Finding]) -> Decide:
-    """Decide by running something on the device at hand."""
+def live(
+    find_out: Callable[[torch.device], Finding], *, otherwise: Verdict | None = None
+) -> Decide:
+    """Decide by running something on the device at hand; where it cannot say, as others report."""
 
     def decide(evidence: Evidence) -> Verdict:
-        return Verdict(*find_out(evidence.device), f"live, {devices.name(evidence.device)}")
+        kind, why = find_out(evidence.device)
+        if kind == NOT_RECORDED and otherwise:
+            return otherwise
+        return Verdict(kind, why, f"live, {devices.name(evidence.device)}")
 
     return decide
 

@@ -140,17 +140,18 @@ def quality_is_kept(figures: Figures) -> tuple[Finding, Figures]:
     pairs = figures.where(
         claim="quality-0.1-0.3-percent", precision="mixed", baseline=("float32", "TF32")
     ).compared
-    differences, of_imagenet = (
-        [figure.difference for figure in group if figure.difference is not None]
+    improvements, of_imagenet = (
+        [figure.improvement for figure in group if figure.improvement is not None]
         for group in (pairs, pairs.where(model="ImageNet"))
     )
-    if not differences:
+    if not improvements:
         raise LookupError("no published pair")
-    apart, imagenet = [*map(abs, differences)], [*map(abs, of_imagenet)]
+    apart, imagenet = [*map(abs, improvements)], [*map(abs, of_imagenet)]
     why = (
         f"{_within(apart)} published pairs lie within 0.3%, of ImageNet's {_within(imagenet)}; the "
         f"median difference is {statistics.median(apart):.2%}, "
-        f"{sum(d > 0 for d in differences)} are above and {sum(d < 0 for d in differences)} below. "
+        f"{sum(d > 0 for d in improvements)} are better and {sum(d < 0 for d in improvements)} "
+        "worse. "
         "Most are single runs."
     )
     return (by_share([d <= MARGIN for d in apart]), why), pairs

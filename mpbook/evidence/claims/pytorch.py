@@ -12,7 +12,15 @@ import torch
 from mpbook import tf32
 from mpbook.autocast.operators import OPERATORS
 from mpbook.autocast.policy import measure_policy
-from mpbook.evidence.claims.base import NOT_RECORDED, Claim, Finding, by_share, exactly, live
+from mpbook.evidence.claims.base import (
+    NOT_RECORDED,
+    Claim,
+    Finding,
+    Verdict,
+    by_share,
+    exactly,
+    live,
+)
 
 
 def _is_deprecated(call: Callable[[], Any]) -> bool:
@@ -142,6 +150,15 @@ def _bf16_supported(device: torch.device) -> Finding:
     return bf16_supported_on(capability, says=says)
 
 
+_ON_A_T4 = Verdict(
+    "false",
+    "A T4, which has no bfloat16 units, answers True. The function counts emulation, unless it is "
+    "called with including_emulation=False.",
+    "reported: [output of a T4](https://github.com/MakazhanAlpamys/Soup/issues/387), "
+    "[pytorch#148322](https://github.com/pytorch/pytorch/pull/148322)",
+)
+
+
 def bf16_supported_on(capability: tuple[int, int], *, says: bool) -> Finding:
     """The finding on a GPU of this compute capability, by what ``is_bf16_supported()`` says."""
     have = ".".join(map(str, capability))
@@ -243,8 +260,8 @@ CLAIMS = (
     Claim(
         "is-bf16-supported-means-native",
         "torch.cuda.is_bf16_supported() tells whether the GPU has bfloat16 units.",
-        "[pytorch#148322](https://github.com/pytorch/pytorch/pull/148322) says otherwise",
-        live(_bf16_supported),
+        "often taken for granted",
+        live(_bf16_supported, otherwise=_ON_A_T4),
         "formats_that_need_less/bf16_traps#bf16-supported",
     ),
 )

@@ -1,4 +1,4 @@
-"""What others measured on GPUs and published: 648 figures, each with its source and its place.
+"""What others measured on GPUs and published: 653 figures, each with its source and its place.
 
 A `Measurement` compares two precisions, and names the file, the commit and the line in which it was
 read.  It is not a record of this project, and is never shown as one: a record

@@ -70,9 +70,15 @@ class Measurement:
         return self.value_a / self.value_b if faster else self.value_b / self.value_a
 
     @property
-    def difference(self) -> float | None:
-        """How far B lies from A, relative to A, from the values and not from the rounded ratio."""
-        return None if self.value_a is None else self.value_b / self.value_a - 1
+    def improvement(self) -> float | None:
+        """By how much B's quality is better, relative to A's; below 0 it is worse.
+
+        From the values and not from the rounded ratio; None for one value alone.
+        """
+        if self.value_a is None or self.quantity != "quality":
+            return None
+        difference = self.value_b / self.value_a - 1
+        return difference if "higher is better" in self.unit else -difference
 
     @property
     def quantity(self) -> Quantity:

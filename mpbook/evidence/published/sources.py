@@ -27,6 +27,7 @@ _ALL = (
     Source("NVIDIA/DeepLearningExamples", "maker", "Apache-2.0, BSD-3-Clause or MIT, by model"),
     Source("NVIDIA/TransformerEngine", "maker", "Apache-2.0"),
     Source("NVIDIA-NeMo/Megatron-Bridge", "maker"),
+    Source("https://arxiv.org/abs/2509.25149", "maker"),
     Source("lambdal/deeplearning-benchmark", "maker", "no licence file"),
     Source("Azure/MS-AMP", "library", "MIT"),
     Source("deepseek-ai/DeepGEMM", "library", "MIT"),
