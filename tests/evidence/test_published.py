@@ -199,6 +199,30 @@ def test_a_pair_is_compiled_where_both_sides_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("hardware", "card"),
+    [
+        ("1x RTX 3090 24GB", "RTX 3090"),
+        ("1x RTX 3090 Ti", "RTX 3090 Ti"),
+        ("1x RTX 2070 Super", "RTX 2070 Super"),
+        ("1x RTX 4060 Laptop 8GB", "RTX 4060 Laptop"),
+        ("NVIDIA A100 PCIe", "A100"),
+        ("1x A10 24GB", "A10"),
+        ("AMD MI300X", "AMD MI300X"),
+        ("4x Blackwell (184 GiB class)", ""),
+        ("A100 and V100", ""),
+        ("not stated", ""),
+    ],
+)
+def test_a_card_is_named_without_count_memory_and_board(hardware: str, card: str) -> None:
+    assert changed(hardware=hardware).card == card
+
+
+def test_every_card_is_of_one_generation() -> None:
+    for card, figures in Figures(load()).by("card").items():
+        assert not card or len(figures.by("generation")) == 1
+
+
+@pytest.mark.parametrize(
     ("unit", "improvement"),
     [
         ("training loss (lower is better)", 0.25),

@@ -135,6 +135,9 @@ QUERIES: dict[str, set[str]] = {
     },
     "autocast cpu extremely slow": {"sp-cpu"},
     "fp8 not faster than bf16": {"sp-fp8"},
+    "RTX 3090 mixed precision speedup": {"published-by-card"},
+    "how much faster is amp on a T4": {"published-by-card"},
+    "try tf32 first": {"published-by-card", "bf16-tf32"},
     # A model of one's own.
     "does my custom model work in fp16": {"own-recipe"},
     "which layer overflows in fp16": {"own-recipe", "own-rescue", "nan-module"},

@@ -151,8 +151,8 @@ def quality_is_kept(figures: Figures) -> tuple[Finding, Figures]:
         f"{_within(apart)} published pairs lie within 0.3%, of ImageNet's {_within(imagenet)}; the "
         f"median difference is {statistics.median(apart):.2%}, "
         f"{sum(d > 0 for d in improvements)} are better and {sum(d < 0 for d in improvements)} "
-        "worse. "
-        "Most are single runs."
+        f"worse. Most are single runs; {sum('bf16' in pair.precision_b for pair in pairs)} of them "
+        "in bfloat16, the others in float16."
     )
     return (by_share([d <= MARGIN for d in apart]), why), pairs
 

@@ -20,6 +20,7 @@ FIELDS: dict[str, Callable[[Measurement], Any]] = {
     "baseline": lambda figure: figure.baseline,
     "precision": lambda figure: figure.precision,
     "generation": lambda figure: figure.generation,
+    "card": lambda figure: figure.card,
     "kind_of_model": lambda figure: figure.kind_of_model,
     "source": lambda figure: figure.source,
     "kind_of_source": lambda figure: SOURCES[figure.source].kind,
@@ -69,8 +70,8 @@ class Figures:
             model: a regular expression that occurs in the model's name, whatever the case.
             hardware: the same for the GPU's.
             **chosen: a value of `FIELDS`, or several in a tuple, list or set: ``claim``,
-                ``quantity``, ``baseline``, ``precision``, ``generation``, ``kind_of_model``,
-                ``source``, ``kind_of_source``, ``year``.
+                ``quantity``, ``baseline``, ``precision``, ``generation``, ``card``,
+                ``kind_of_model``, ``source``, ``kind_of_source``, ``year``.
 
         Raises:
             ValueError: a field that figures do not have, or a value that none of them has.

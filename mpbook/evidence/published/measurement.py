@@ -117,6 +117,11 @@ class Measurement:
         return reading.generation(self.hardware)
 
     @property
+    def card(self) -> str:
+        """The GPU's model, as "RTX 3090", empty where the source names none."""
+        return reading.card(self.hardware)
+
+    @property
     def kind_of_model(self) -> str:
         """``"Transformers"``, ``"convolutional nets"``, ... or ``"single layers"``."""
         return reading.kind_of_model(self.model)

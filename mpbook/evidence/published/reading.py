@@ -45,7 +45,7 @@ _GENERATIONS: Patterns = (
     (r"\b(L4|L40S?|RTX 40[5678]0|RTX 4090|RTX 6000 Ada)\b", "Ada"),
     (r"\b(H20|H100|H200|GH200|H800)\b|sm_90", "Hopper"),
     (r"\b(B200|B300|GB200|GB300|RTX 50[5678]0|RTX 5090|RTX PRO 6000|Blackwell)\b", "Blackwell"),
-    (r"\bAMD\b", "AMD"),
+    (r"\bAMD( MI\d+X)?\b", "AMD"),
 )
 GENERATIONS = tuple(name for _, name in _GENERATIONS)
 """The generations of GPUs, oldest first; AMD's stand last."""
@@ -113,6 +113,19 @@ def generation(hardware: str) -> str:
     """
     found = [name for pattern, name in _GENERATIONS if re.search(pattern, hardware)]
     return found[0] if len(found) == 1 else ""
+
+
+def card(hardware: str) -> str:
+    """The GPU's model without its count, memory and board; empty where `generation` is.
+
+    >>> card("8x A100 80GB (DGX A100)"), card("1x RTX 3090 Ti"), card("A100 and V100")
+    ('A100', 'RTX 3090 Ti', '')
+    """
+    for pattern, name in _GENERATIONS:
+        if name == generation(hardware):
+            found = re.search(rf"({pattern})( Ti| Super| SUPER| Laptop)?", hardware)
+            return found[0] if found and found[0] not in GENERATIONS else ""
+    return ""
 
 
 def quantity(unit: str) -> Quantity:
