@@ -48,6 +48,16 @@ class Event:
         return max((other.at - self.at) * 1000, 1e-6)
 
 
+class Stream:
+    """The one queue of a device that computes at once."""
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 class Properties:
     """What `torch.cuda.get_device_properties` returns."""
 
@@ -131,6 +141,7 @@ def _speak_of_one_gpu() -> None:
         "set_device": None, "synchronize": None, "empty_cache": None,
         "get_device_name": Properties.name, "get_device_capability": CAPABILITY,
         "get_device_properties": Properties, "is_current_stream_capturing": False,
+        "current_stream": Stream(), "stream": contextlib.nullcontext(),
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(cuda, name, _always(answer))
