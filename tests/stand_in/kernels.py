@@ -150,6 +150,36 @@ def _efficient_back(_: Any, *args: Any, scale: float | None = None) -> Any:
     return *_attend_back(tensors, is_causal, scale), None
 
 
+# --- Recurrent cells, forward ---------------------------------------------------------------------
+
+
+def _parts(
+    count: int, gates: Tensor, hidden_gates: Tensor, biases: tuple[Tensor | None, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Both operands with their biases, split into gates."""
+    with_bias = [
+        gate if bias is None else gate + bias
+        for gate, bias in zip((gates, hidden_gates), biases or (None, None), strict=True)
+    ]
+    return with_bias[0].chunk(count, 1), with_bias[1].chunk(count, 1)
+
+
+def _lstm_cell(_: Any, gates: Tensor, hidden_gates: Tensor, cell: Tensor, *biases: Any) -> Any:
+    parts = zip(*_parts(4, gates, hidden_gates, biases), strict=True)
+    enter, forget, new, leave = (x + h for x, h in parts)
+    opened = enter.sigmoid(), forget.sigmoid(), new.tanh(), leave.sigmoid()
+    kept = opened[1] * cell + opened[0] * opened[2]
+    return opened[3] * kept.tanh(), kept, torch.cat(opened, 1)
+
+
+def _gru_cell(_: Any, gates: Tensor, hidden_gates: Tensor, hidden: Tensor, *biases: Any) -> Any:
+    (x_reset, x_update, x_new), (reset, update, new) = _parts(3, gates, hidden_gates, biases)
+    reset, update = (x_reset + reset).sigmoid(), (x_update + update).sigmoid()
+    proposed = (x_new + reset * new).tanh()
+    workspace = torch.cat([reset, update, proposed, hidden, new], 1)
+    return proposed + update * (hidden - proposed), workspace
+
+
 # --- Norms, softmax, copies -----------------------------------------------------------------------
 
 
@@ -183,6 +213,8 @@ OWN = {
     aten._scaled_dot_product_flash_attention_backward.default: _flash_back,
     aten._scaled_dot_product_efficient_attention.default: _efficient,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_back,
+    aten._thnn_fused_lstm_cell.default: _lstm_cell,
+    aten._thnn_fused_gru_cell.default: _gru_cell,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_back,
     aten._softmax.default: _softmax,
