@@ -51,6 +51,27 @@ def test_the_recipe_is_a_dozen_lines_of_plain_torch(name: str) -> None:
     assert "autocast" in recipe.source and "backward()" in recipe.source
 
 
+HELD = re.compile(
+    r"zero_grad\(.*\n\s*(scaler\.scale\()?(loss\b(?!\()|cross_entropy\((logits|outputs?)\b).*\.backward"
+)
+
+
+@pytest.mark.parametrize("path", lint.pages(), ids=lambda path: path.stem)
+def test_no_loop_holds_the_last_gradients_through_its_forward_pass(path: Path) -> None:
+    code = [cell.source for cell in lint.read(path).cells if cell.cell_type == "code"]
+    text = path.read_text("utf-8") if path.suffix == ".md" else "\n\n".join(code)
+    assert HELD.search(text) is None
+
+
+def test_a_loop_that_frees_gradients_after_the_forward_pass_is_found() -> None:
+    late = "logits = model(x)\noptimizer.zero_grad()\nloss.backward()"
+    assert HELD.search(late)
+    assert HELD.search(late.replace("loss.", "scaler.scale(loss)."))
+    assert not HELD.search("optimizer.zero_grad()\nlogits = model(x)\nloss.backward()")
+    assert not HELD.search("optimizer.zero_grad()\nmodel(x).sum().backward()")
+    assert not HELD.search("optimizer.zero_grad()\nloss(model(x), y).backward()")
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_the_chapter_links_to_each_of_its_traps_and_to_no_other(name: str) -> None:
     traps = {trap.target for trap in symptoms(page(f"{name}_traps"))}
