@@ -56,7 +56,7 @@ NAMES: dict[str, Names] = {
         'Float8LinearRecipeName "rowwise"', "", "", "Hopper 9.0 and Blackwell 10.0, in torchao"
     ),
     "float8_blockwise": Names(
-        "",
+        "Float8BlockwiseLinear (prototype)",
         "Float8BlockScaling",
         "--fp8-recipe blockwise",
         "Hopper 9.0; Blackwell computes it as MXFP8",
