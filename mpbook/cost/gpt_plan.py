@@ -40,7 +40,8 @@ def plan_gpt(
     """The memory of training a `mpbook.models.GPT`, in bytes, without running anything.
 
     Args:
-        config: the shape of the model; its attention is fused.
+        config: the shape of the model; its attention is fused, as it is not in bfloat16 on a GPU
+            without units for it: there each score is kept besides.
         batch_size: sequences that go through the model at once: a micro-batch.
         precision: a `Precision` or the name of one.
         sequence_length: tokens of each; as many as the context if None.
