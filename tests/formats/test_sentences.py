@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -100,3 +100,41 @@ def test_a_cached_cast_collects_the_gradients_of_a_weight_in_16_bits(dtype: torc
             outputs = [nn.functional.linear(x, weight) for _ in range(uses)]
         torch.cat(outputs).float().sum().backward()
         assert weight.grad is not None and weight.grad.item() == expected
+
+
+def test_a_bfloat16_tensor_is_clamped_to_float16s_range_in_float32_or_not_at_all() -> None:
+    x = torch.tensor([70_000.0]).bfloat16()
+    largest = torch.finfo(torch.float16).max
+    assert x.clamp(-largest, largest).half().isinf().all()
+    assert x.float().clamp(-largest, largest).half() == largest
+
+
+def test_a_region_for_each_use_clears_no_cache_inside_another_region() -> None:
+    def gradient(*, outer: bool, cached: bool) -> float:
+        weight = nn.Parameter(torch.ones(1, 1))
+        around = torch.autocast("cpu", dtype=torch.bfloat16) if outer else nullcontext()
+        outputs = []
+        with around:
+            for _ in range(1000):
+                with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):
+                    outputs.append(nn.functional.linear(torch.ones(1, 1), weight))
+        torch.cat(outputs).float().sum().backward()
+        assert weight.grad is not None
+        return weight.grad.item()
+
+    assert gradient(outer=False, cached=True) == 1000
+    assert gradient(outer=True, cached=True) < 300
+    assert gradient(outer=True, cached=False) == 1000
+
+
+def test_a_fused_adam_in_float16_stores_no_small_second_moment_and_steps_too_far() -> None:
+    moved = {}
+    for dtype in (torch.float32, torch.float16):
+        weight = nn.Parameter(torch.zeros(64, dtype=dtype))
+        optimizer = torch.optim.Adam([weight], lr=1e-3, fused=True)
+        for _ in range(50):
+            before = weight.detach().clone()
+            weight.grad = torch.full_like(weight, 1e-3)
+            optimizer.step()
+        moved[dtype] = (weight - before).abs().mean().item()
+    assert moved[torch.float16] / moved[torch.float32] == pytest.approx(7, rel=0.05)
