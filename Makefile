@@ -53,7 +53,7 @@ portability: $(STAMP) ## Run the suite as other machines would, for about fifty 
 versions: $(STAMP) ## Run the suite on other torches and Pythons, gigabytes each; ONLY=torch2.15.0 names a few
 	$(BIN)/python tests/versions.py --only "$(ONLY)"
 
-rehearse: $(STAMP) ## Run notebooks and CUDA tests on a GPU that is stood in for; WHICH=T4
+rehearse: $(STAMP) ## Run notebooks and CUDA tests on GPUs that are stood in for, for about forty minutes; WHICH=T4
 	$(BIN)/python tests/rehearse.py --which "$(WHICH)"
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
