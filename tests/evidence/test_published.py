@@ -189,6 +189,13 @@ def test_what_pages_say_of_trainings_in_fp8() -> None:
     assert [round(edge(cards["RTX 5090"]), 2) for edge in (min, max)] == [1.4, 1.55]
 
 
+def test_what_a_page_says_of_nvfp4_over_fp8() -> None:
+    pairs = published(quantity="quality", precision="4 bits", baseline="8 bits")
+    percent = {pair.id: round(100 * (pair.improvement or 0), 1) for pair in pairs}
+    assert [by for name, by in percent.items() if name.endswith("loss")] == [-0.3, -0.4]
+    assert (percent["nvfp4-paper-code"], percent["nvfp4-paper-mmlu-pro"]) == (-4.8, -0.1)
+
+
 def test_a_pair_is_compiled_where_both_sides_are() -> None:
     pairs = [figure for figure in published(**GPT2, precision="mixed") if figure.compiled]
     assert [figure.baseline for figure in pairs] == ["TF32", "float32 or TF32"]

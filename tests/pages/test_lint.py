@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ def findings(rule: lint.Rule, *cells: NotebookNode) -> int:
 @pytest.mark.parametrize("path", lint.pages(), ids=lambda path: path.stem)
 def test_the_book_is_clean(path: Path) -> None:
     assert lint.lint(path) == []
+
+
+RAW = re.compile(r"^ {0,3}<!--.*?-->[ \t]*\S", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", lint.pages(), ids=lambda path: path.stem)
+def test_no_line_goes_on_after_a_comment_that_it_begins_with(path: Path) -> None:
+    """Markdown takes the rest of such a line for HTML: its stars and backticks would show."""
+    assert [cell.source for cell in lint.read(path).cells if RAW.search(cell.source)] == []
+
+
+def test_a_line_that_goes_on_after_its_comment_is_found() -> None:
+    assert RAW.search("A fact.\n<!-- lint: cited: x --> A *word*")
+    assert not RAW.search("A fact. <!-- lint: cited: x --> A *word*\n<!-- lint: cited: y -->\nB")
 
 
 def test_every_public_module_is_in_the_reference() -> None:

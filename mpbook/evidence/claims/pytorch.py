@@ -150,15 +150,6 @@ def _bf16_supported(device: torch.device) -> Finding:
     return bf16_supported_on(capability, says=says)
 
 
-_ON_A_T4 = Verdict(
-    "false",
-    "A T4, which has no bfloat16 units, answers True. The function counts emulation, unless it is "
-    "called with including_emulation=False.",
-    "reported: [output of a T4](https://github.com/MakazhanAlpamys/Soup/issues/387), "
-    "[pytorch#148322](https://github.com/pytorch/pytorch/pull/148322)",
-)
-
-
 def bf16_supported_on(capability: tuple[int, int], *, says: bool) -> Finding:
     """The finding on a GPU of this compute capability, by what ``is_bf16_supported()`` says."""
     have = ".".join(map(str, capability))
@@ -169,6 +160,13 @@ def bf16_supported_on(capability: tuple[int, int], *, says: bool) -> Finding:
         "is_bf16_supported(including_emulation=False) does not count emulation."
     )
     return by_share([not says]), why
+
+
+_ON_A_T4 = Verdict(
+    *bf16_supported_on((7, 5), says=True),
+    "reported: [output of a T4](https://github.com/MakazhanAlpamys/Soup/issues/387), "
+    "[pytorch#148322](https://github.com/pytorch/pytorch/pull/148322)",
+)
 
 
 def _accumulation(device: torch.device) -> Finding:

@@ -116,7 +116,9 @@ def generation(hardware: str) -> str:
 
 
 def card(hardware: str) -> str:
-    """The GPU's model without its count, memory and board; empty where `generation` is.
+    """The GPU's model without its count, memory and board.
+
+    Empty where `generation` is, and where the source names the generation alone.
 
     >>> card("8x A100 80GB (DGX A100)"), card("1x RTX 3090 Ti"), card("A100 and V100")
     ('A100', 'RTX 3090 Ti', '')
