@@ -26,6 +26,22 @@ def _cache_under_no_grad() -> str:
         return "has a graph" if layer(x).requires_grad else "has none"
 
 
+def _compiled_inside_a_region() -> str:
+    """The dtype in which the backward pass of a compiled layer with autocast off multiplies."""
+    layer, thirds = nn.Linear(4, 4), torch.full((2, 4), 1 / 3)
+
+    def island(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return layer(x)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        out = torch.compile(island, backend="aot_eager")(thirds)
+    out.sum().backward()  # outside, as in every loop
+    gradient = layer.weight.grad
+    assert gradient is not None
+    return "bfloat16" if torch.equal(gradient, gradient.bfloat16().float()) else "float32"
+
+
 def _default_dtypes() -> str:
     of = {name: str(torch.get_autocast_dtype(name)) for name in ("cuda", "cpu")}
     return f"{of['cuda']}, {of['cpu']}".replace("torch.", "")
@@ -136,6 +152,14 @@ PROBES = (
         "What has a forward pass after one under `no_grad`, in the same autocast region?",
         _cache_under_no_grad,
         "Open a region of its own for validation.",
+        ("recipe/autocast_traps",),
+    ),
+    Probe(
+        "compile-inside-autocast",
+        "A compiled model, called inside autocast, has a layer with autocast off. In which dtype"
+        " does that layer's backward pass multiply?",
+        _compiled_inside_a_region,
+        "Open the region inside what is compiled.",
         ("recipe/autocast_traps",),
     ),
     Probe(
