@@ -195,6 +195,10 @@ _BOARDS = (
         _BLACKWELL, 178.35, 7.7e12, _tera(75.0, tf32=1125.0, half=2250.0, fp8=4500.0, fp4=9000.0),
         "NVIDIA HGX B200 specifications, an eighth of the board's, halved where with sparsity",
     ),
+    GpuFacts(  # the card is named by the memory of its CPU
+        "GH200 96GB", "GH200 96GB", ("GH200 480GB",),
+        _HOPPER, 94.50, 4.0e12, _H100_SXM, "NVIDIA GH200 data sheet",
+    ),
     GpuFacts(
         "A100 SXM 80GB", "A100 80GB", ("A100-SXM4-80GB", "A100-SXM-80GB"),
         _A100, 79.13, 2.039e12, _A100_PEAKS, _A100_SHEET,
@@ -212,6 +216,10 @@ _BOARDS = (
         _A100, 39.39, 1.555e12, _A100_PEAKS, "NVIDIA A100 data sheet (2020)",
     ),
     GpuFacts(
+        "A30", "A30", ("A30",),
+        _A100, 23.53, 0.933e12, _tera(10.3, tf32=82.0, half=165.0), "NVIDIA A30 data sheet",
+    ),
+    GpuFacts(
         "L40S", "L40S", ("L40S",),
         _ADA, 44.39, 0.864e12, _tera(91.6, tf32=183.0, half=362.05, fp8=733.0),
         "NVIDIA L40S data sheet",
@@ -222,9 +230,23 @@ _BOARDS = (
         "NVIDIA L4 data sheet; tensor cores halved, as stated with sparsity",
     ),
     GpuFacts(
+        "RTX 6000 Ada", "RTX 6000 Ada", ("RTX 6000 Ada Generation",),
+        _ADA, 44.43, 0.96e12, _tera(91.1, tf32=182.1, half=364.2, fp8=728.5),
+        "NVIDIA RTX 6000 Ada data sheet; tensor cores halved, as stated with sparsity",
+    ),
+    GpuFacts(
         "RTX A6000", "RTX A6000", ("RTX A6000",),
         _GA102, 44.42, 0.768e12, _tera(38.7, tf32=77.4, half=154.8),
         "NVIDIA Ampere GA102 whitepaper, appendix on the RTX A6000",
+    ),
+    GpuFacts(
+        "RTX A5000", "RTX A5000", ("RTX A5000",),
+        _GA102, 22.18, 0.768e12, _tera(27.8, tf32=55.5, half=111.1),
+        "NVIDIA RTX A5000 data sheet; tensor cores halved, as stated with sparsity",
+    ),
+    GpuFacts(
+        "A40", "A40", ("A40",),
+        _GA102, 44.35, 0.696e12, _tera(37.4, tf32=74.8, half=149.7), "NVIDIA A40 data sheet",
     ),
     GpuFacts(
         "A10", "A10", ("A10",),
@@ -255,9 +277,33 @@ _BOARDS = (
         _VOLTA, 31.73, 0.9e12, _tera(14.0, fp16=112.0), _V100_SHEET,
     ),
     GpuFacts(
+        "RTX PRO 6000", "RTX PRO 6000", ("RTX PRO 6000 Blackwell Workstation Edition",),
+        _GEFORCE_BLACKWELL, 94.97, 1.792e12,
+        _tera(126.0, tf32=251.9, half=503.8, fp8=1007.6, fp4=2015.2),
+        "NVIDIA RTX Blackwell PRO whitepaper, float32 accumulator",
+    ),
+    GpuFacts(
         "RTX 5090", "RTX 5090", ("RTX 5090",),
         _GEFORCE_BLACKWELL, 31.34, 1.792e12,
         _tera(104.8, tf32=104.8, half=209.5, fp8=419.0, fp4=1676.0),
+        "NVIDIA RTX Blackwell whitepaper, float32 accumulator",
+    ),
+    GpuFacts(
+        "RTX 5080", "RTX 5080", ("RTX 5080",),
+        _GEFORCE_BLACKWELL, 15.46, 0.96e12,
+        _tera(56.3, tf32=56.3, half=112.6, fp8=225.1, fp4=900.4),
+        "NVIDIA RTX Blackwell whitepaper, float32 accumulator",
+    ),
+    GpuFacts(
+        "RTX 5070 Ti", "RTX 5070 Ti", ("RTX 5070 Ti",),
+        _GEFORCE_BLACKWELL, 15.43, 0.896e12,
+        _tera(43.9, tf32=43.9, half=87.9, fp8=175.8, fp4=703.0),
+        "NVIDIA RTX Blackwell whitepaper, float32 accumulator",
+    ),
+    GpuFacts(
+        "RTX 5070", "RTX 5070", ("RTX 5070",),
+        _GEFORCE_BLACKWELL, 11.47, 0.672e12,
+        _tera(30.9, tf32=30.9, half=61.7, fp8=123.5, fp4=493.9),
         "NVIDIA RTX Blackwell whitepaper, float32 accumulator",
     ),
     GpuFacts(
@@ -266,9 +312,34 @@ _BOARDS = (
         "NVIDIA Ada whitepaper, float32 accumulator",
     ),
     GpuFacts(
+        "RTX 4080", "RTX 4080", ("RTX 4080",),
+        _ADA, 15.57, 0.717e12, _tera(48.7, tf32=48.7, half=97.5, fp8=194.9),
+        "NVIDIA's comparison of GeForce cards, AI TOPS by 8: dense, float32 accumulator",
+    ),
+    GpuFacts(
+        "RTX 4070 Ti", "RTX 4070 Ti", ("RTX 4070 Ti",),
+        _ADA, 11.60, 0.504e12, _tera(40.1, tf32=40.1, half=80.2, fp8=160.4),
+        "NVIDIA's comparison of GeForce cards, AI TOPS by 8: dense, float32 accumulator",
+    ),
+    GpuFacts(
         "RTX 3090", "RTX 3090", ("RTX 3090",),
         _GA102, 23.55, 0.936e12, _tera(35.6, tf32=35.6, half=71.0),
         "NVIDIA Ampere GA102 whitepaper, float32 accumulator",
+    ),
+    GpuFacts(
+        "RTX 3080 Ti", "RTX 3080 Ti", ("RTX 3080 Ti",),
+        _GA102, 11.62, 0.912e12, _tera(34.1, tf32=34.1, half=68.2),
+        "NVIDIA's comparison of GeForce cards, clock and cores, at the RTX 3090's ratio",
+    ),
+    GpuFacts(
+        "RTX 3070", "RTX 3070", ("RTX 3070",),
+        _GA102, 7.57, 0.448e12, _tera(20.3, tf32=20.3, half=40.6),
+        "NVIDIA's comparison of GeForce cards, clock and cores, at the RTX 3090's ratio",
+    ),
+    GpuFacts(
+        "RTX 2080 Ti", "RTX 2080 Ti", ("RTX 2080 Ti",),
+        _TURING, 10.57, 0.616e12, _tera(13.4, fp16=53.8),
+        "NVIDIA Turing whitepaper, reference board, float32 accumulator",
     ),
 )  # fmt: skip
 

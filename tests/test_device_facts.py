@@ -47,8 +47,23 @@ KNOWN = {
     "GeForce RTX 3090": "RTX 3090",
     "NVIDIA GeForce RTX 4090": "RTX 4090",
     "NVIDIA GeForce RTX 5090": "RTX 5090",
+    "NVIDIA GeForce RTX 5080": "RTX 5080",
+    "NVIDIA GeForce RTX 5070 Ti": "RTX 5070 Ti",
+    "NVIDIA GeForce RTX 5070": "RTX 5070",
+    "NVIDIA GeForce RTX 4080": "RTX 4080",
+    "NVIDIA GeForce RTX 4070 Ti": "RTX 4070 Ti",
+    "NVIDIA GeForce RTX 3080 Ti": "RTX 3080 Ti",
+    "NVIDIA GeForce RTX 3070": "RTX 3070",
+    "NVIDIA GeForce RTX 2080 Ti": "RTX 2080 Ti",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX PRO 6000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada",
+    "NVIDIA RTX A5000": "RTX A5000",
+    "NVIDIA GH200 480GB": "GH200 96GB",
+    "NVIDIA A30": "A30",
+    "NVIDIA A40": "A40",
 }
 
+# Two cards of unlike memory or bandwidth share some names: an RTX 3060, 3080 and 4070.
 # Each begins or ends like a card above, and is another one, a part of one, or none.
 OTHERS = (
     "NVIDIA RTX A1000 Laptop GPU",
@@ -70,7 +85,6 @@ OTHERS = (
     "NVIDIA H100 64GB",
     "NVIDIA H800",
     "NVIDIA H20",
-    "NVIDIA GH200 480GB",
     "NVIDIA GH200 120GB",
     "NVIDIA GB200",
     "NVIDIA B300",
@@ -78,12 +92,15 @@ OTHERS = (
     "NVIDIA L20",
     "NVIDIA A2",
     "NVIDIA A16",
-    "NVIDIA A30",
-    "NVIDIA A40",
     "NVIDIA A6000",
-    "NVIDIA RTX 6000 Ada Generation",
     "Quadro RTX 6000",
+    "NVIDIA GeForce RTX 3060",
+    "NVIDIA GeForce RTX 3080",
     "NVIDIA GeForce RTX 3090 Ti",
+    "NVIDIA GeForce RTX 4070",
+    "NVIDIA GeForce RTX 4080 SUPER",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+    "NVIDIA GH200 144G HBM3e",
     "NVIDIA GeForce RTX 4090 Laptop GPU",
     "NVIDIA GeForce RTX 4090 D",
     "NVIDIA GeForce RTX 5090 D",
@@ -122,7 +139,8 @@ def test_another_card_has_no_peak_rather_than_a_wrong_one(device: str) -> None:
 @pytest.mark.parametrize("device", KNOWN)
 def test_a_word_more_makes_another_card(device: str) -> None:
     for word in ("Laptop GPU", "MIG 1g.5gb", "Ti", "D", "Super"):
-        assert find_gpu(f"{device} {word}") is None
+        found = find_gpu(f"{device} {word}")
+        assert found is None or f"{device} {word}" in KNOWN
     assert find_gpu(f"{device}X") is None and find_gpu(f"X{device}") is None
 
 
@@ -196,6 +214,9 @@ def test_every_row_says_where_it_is_from(name: str) -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 SOLD_AS = {
+    "RTX 3070": 8, "RTX 2080 Ti": 11, "RTX 3080 Ti": 12, "RTX 4070 Ti": 12, "RTX 5070": 12,
+    "RTX 4080": 16, "RTX 5070 Ti": 16, "RTX 5080": 16, "RTX A5000": 24, "A30": 24, "A40": 48,
+    "RTX 6000 Ada": 48, "GH200 96GB": 96, "RTX PRO 6000": 96,
     "T4": 16, "V100 16GB": 16, "L4": 24, "A10": 24, "A10G": 24, "RTX 3090": 24, "RTX 4090": 24,
     "V100 32GB": 32, "RTX 5090": 32, "A100 40GB": 40, "L40S": 48, "RTX A6000": 48,
     "A100 80GB": 80, "H100": 80, "H100 NVL": 94, "H200": 141, "B200": 180,

@@ -474,7 +474,7 @@ def test_fits_on_leaves_a_reserve() -> None:
 
 
 def test_the_devices_are_those_of_the_table_of_gpus() -> None:
-    assert memory_sizes() == DEVICE_GIB and next(iter(DEVICE_GIB)) == "T4"
+    assert memory_sizes() == DEVICE_GIB and next(iter(DEVICE_GIB)) == "RTX 3070"
 
 
 @pytest.mark.parametrize("reserve", [-0.1, 1.0])
