@@ -19,7 +19,7 @@ from torch import nn
 
 from mpbook.copies import deep_copy
 from mpbook.device import matmul_emulation
-from mpbook.diagnosis.autocast_of import autocast_of
+from mpbook.diagnosis.autocast_of import as_on_a_gpu, autocast_of
 from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import (
     checked_optimizer,
@@ -153,6 +153,7 @@ class Workload:
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.device))
             stack.enter_context(eager())
+            stack.enter_context(as_on_a_gpu(self.target, self.device))
             stack.enter_context(matmul_emulation(computed, self.device))
             stack.enter_context(recorder.hooks())
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -229,6 +230,7 @@ class Workload:
             return
         model, _, call = self._copies(torch.float32)
         batch = mapped(partial(converted, dtype=torch.float32), self.batches[0])
-        with same_random_numbers(self.device), eager():
+        imitated = as_on_a_gpu(self.target, self.device)
+        with same_random_numbers(self.device), eager(), imitated:
             call(model, batch)
         self.call = call.with_loss(self.loss)
