@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mpbook import nests
+from mpbook.copies import deep_copy
 from mpbook.diagnosis.places import MODEL, Place
 from mpbook.distributed import is_data_parallel
+from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.watch.optimizer_steps import is_optimizer, with_wrapped
 from mpbook.watch.watchable import compiled_parts
 
@@ -132,6 +134,64 @@ def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 yield value
+
+
+def copy_of_module(module: nn.Module, memo: dict[int, Any], *, what: str) -> nn.Module:
+    """A deep copy whose weights are leaves, and what they are copies of in the memo.
+
+    A script's copy is made by other ways than Python's: its weights would be results of the
+    original's, and an optimizer's copy would not know them.
+
+    Raises:
+        ValueError: a copy that has weights or buffers of the original.
+    """
+    with torch.no_grad():
+        copied: nn.Module = deep_copy(module, what=what, memo=memo)
+    for held, theirs in (
+        (dict(copied.named_parameters()), dict(module.named_parameters())),
+        (dict(copied.named_buffers()), dict(module.named_buffers())),
+    ):
+        for name, original in theirs.items():
+            new = held.get(name)
+            if new is None:
+                continue
+            if new is original:
+                raise ValueError(
+                    f"{what}: its copy has the same {name}, not one of its own (a __deepcopy__ "
+                    "that gives what it is asked of?); expected what copy.deepcopy gives"
+                )
+            memo.setdefault(id(original), new)
+            if new.requires_grad != original.requires_grad:
+                new.requires_grad_(original.requires_grad)
+    return copied
+
+
+def must_own_weights(optimizer: Any, model: nn.Module) -> None:
+    """An optimizer that would update nothing of the model is another's.
+
+    One that keeps copies of 16-bit weights may have the copies alone, and is believed.
+
+    Raises:
+        ValueError: none of an optimizer's parameters is the model's.
+    """
+    inner = [o for one in each(optimizer) for o in with_wrapped(one)]
+    held = [p for o in inner for group in o.param_groups for p in group["params"]]
+    own = {id(p) for p in model.parameters()}
+    is_narrow = any(p.dtype in SIXTEEN_BIT for p in model.parameters())
+    if held and not is_narrow and own.isdisjoint(map(id, held)):
+        raise ValueError(
+            "optimizer: has none of the model's parameters; make it of model.parameters(), after "
+            "the model is made and moved"
+        )
+
+
+def convert_states(optimizer: Any, dtype: torch.dtype, given: set[torch.dtype]) -> None:
+    """The states of a copied optimizer as ``load_state_dict`` would cast them with its weights."""
+    for inner in (o for one in each(optimizer) for o in with_wrapped(one)):
+        for kept in dict(getattr(inner, "state", {})).values():
+            for kind, state in kept.items() if isinstance(kept, dict) else ():
+                if kind != "step" and isinstance(state, Tensor) and state.dtype in given:
+                    kept[kind] = state.to(dtype)
 
 
 def convert(module: nn.Module, dtype: torch.dtype, given: set[torch.dtype]) -> None:

@@ -67,7 +67,8 @@ def diagnose(
     Raises:
         TypeError: a model or an optimizer that is none.
         ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
-        RuntimeError: a step that reaches past its arguments and trains the model itself.
+        RuntimeError: a step, or a function in the model, that reaches past its arguments and trains
+            or runs the model itself.
         Exception: what the model raises in float32.
     """
     _check(formats, target, loss, step)
@@ -103,6 +104,7 @@ def _diagnosed(
     reference = workload.run(torch.float32, steps=steps, writes=ledger)
     if reference.error is not None:
         raise reference.error
+    workload.must_have_reached_the_copy(reference)
     writes = ledger.by_state() if workload.optimizer is not None else []
     report = Diagnosis(roof=roof.name, steps=steps, writes=tuple(writes))
     if not reference.sound:

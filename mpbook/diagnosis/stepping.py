@@ -18,7 +18,7 @@ from mpbook.diagnosis.autocast_of import without_autocast
 from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import each, nonfinite
 from mpbook.diagnosis.operators_seen import Recorder
-from mpbook.diagnosis.places import Place
+from mpbook.diagnosis.places import OPTIMIZER, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.watch.optimizer_steps import with_wrapped
 
@@ -128,6 +128,10 @@ class Stepper:
         except _NotFinite:
             self.record.skipped += 1
             return None
+        except Exception:
+            if recorder.phase == "update":  # and not a closure's forward pass
+                recorder.last_module = OPTIMIZER
+            raise
         finally:
             recorder.phase = before
 

@@ -3,14 +3,14 @@
 Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
 together, so that the copied optimizer updates the copied model; the random numbers start the same
 in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
-its arguments is not a copy, and `Workload.left_alone` says so.
+its arguments is not a copy, and `mpbook.diagnosis.left_alone` says so.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -25,11 +25,14 @@ from mpbook.diagnosis.copies import (
     checked_optimizer,
     complete,
     convert,
+    convert_states,
     converted,
+    copy_of_module,
     device_of,
     each,
     eager,
     made_by_hooks,
+    must_own_weights,
     own_name,
     round_weights,
     same_random_numbers,
@@ -37,6 +40,7 @@ from mpbook.diagnosis.copies import (
     without_master_copies,
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
+from mpbook.diagnosis.left_alone import NOT_THE_COPY, left_alone
 from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
@@ -61,7 +65,8 @@ class Workload:
 
     Raises:
         TypeError: a model that is no module, an optimizer that is none.
-        ValueError: a model on the meta device, or one that is sharded.
+        ValueError: a model on the meta device, or one that is sharded; an optimizer of another
+            model.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Workload:
         self.batches, self.loss, self.step, self.target = batches, loss, step, target
         self.device = device_of(self.model, batches)
         self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)
+        must_own_weights(self.optimizer, self.model)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
 
@@ -175,38 +181,26 @@ class Workload:
         again = self.run(torch.float32, steps=1, watched=False)
         return not reference.losses or again.losses[:1] == reference.losses[:1]
 
-    @contextmanager
-    def left_alone(self) -> Iterator[None]:
-        """Gradients, weights and buffers are as they were when this ends.
+    def left_alone(self) -> AbstractContextManager[None]:
+        """Gradients, weights and buffers are as they were when the context ends."""
+        modules = [m for m in (self.model, self.loss) if isinstance(m, nn.Module)]
+        return left_alone(*modules, own_step=self.step is not None)
+
+    def must_have_reached_the_copy(self, reference: Run) -> None:
+        """A sound run in float32 that gave the copy no gradient was a run of something else.
 
         Raises:
-            RuntimeError: a weight was written to, by a step or loss that knows the model itself.
+            ValueError: it was.
         """
-        held = [*self.model.parameters(), *self.model.buffers()]
-        before = [(t, t.grad if t.is_leaf else None, t._version) for t in held]
-        saved = [None if self.step is None else t.detach().clone() for t in held]
-        try:
-            yield
-        finally:
-            written = []
-            for (tensor, grad, version), copied in zip(before, saved, strict=True):
-                if tensor.is_leaf:
-                    tensor.grad = grad
-                if tensor._version != version:
-                    written.append(tensor)
-                    if copied is not None:
-                        tensor.data.copy_(copied)
-        if written:
-            raise RuntimeError(
-                "step: writes to the model that it was made with, not to the copy that it is "
-                "given; use its arguments, step(model, optimizer, batch), throughout"
-            )
+        if reference.sound and self.step is None and not reference.gradients:
+            raise ValueError(f"model: its copy got no gradient: {NOT_THE_COPY}")
 
     def _copies(self, weights: torch.dtype | None) -> tuple[nn.Module, Any, Call]:
-        loss = self.loss if isinstance(self.loss, nn.Module) else None
         memo = {id(t): t.detach().clone() for t in made_by_hooks(self.model)}
-        given = self.model, self.optimizer, loss
-        model, optimizer, loss = deep_copy(given, what="model, optimizer, loss", memo=memo)
+        model = copy_of_module(self.model, memo, what="model")
+        is_module = isinstance(self.loss, nn.Module)
+        loss = copy_of_module(self.loss, memo, what="loss") if is_module else None
+        optimizer = deep_copy(self.optimizer, what="optimizer", memo=memo)
         for one, theirs in zip(each(optimizer), each(self.optimizer), strict=True):
             for inner, original in zip(with_wrapped(one), with_wrapped(theirs), strict=True):
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
@@ -214,9 +208,11 @@ class Workload:
         if weights is not None:
             if self.narrow:
                 optimizer = without_master_copies(optimizer, model)
+            convertible = self.given | {torch.float32, torch.float64}
             for module in (model, loss):
                 if module is not None:
-                    convert(module, weights, self.given | {torch.float32, torch.float64})
+                    convert(module, weights, convertible)
+            convert_states(optimizer, weights, convertible)
         return model, optimizer, self.call.with_loss(self.loss if loss is None else loss)
 
     def find_call(self) -> None:
