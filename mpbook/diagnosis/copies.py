@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mpbook import nests
 from mpbook.copies import deep_copy
+from mpbook.cost.measure import parts_of
 from mpbook.diagnosis.places import MODEL, Place
 from mpbook.distributed import is_data_parallel
 from mpbook.master_weights import SIXTEEN_BIT
@@ -129,11 +130,14 @@ def device_of(model: nn.Module, batches: list[Any]) -> torch.device:
 
 
 def made_by_hooks(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that a hook makes of parameters, such as a weight norm's: no copy takes them."""
+    """Results that a module keeps, such as a weight norm's or the activations of the last call.
+
+    No copy takes them.
+    """
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                yield value
+        for tensor in nests.tensors(vars(module)):
+            if not tensor.is_leaf:
+                yield tensor
 
 
 def copy_of_module(module: nn.Module, memo: dict[int, Any], *, what: str) -> nn.Module:
@@ -197,13 +201,26 @@ def convert_states(optimizer: Any, dtype: torch.dtype, given: set[torch.dtype]) 
 def convert(module: nn.Module, dtype: torch.dtype, given: set[torch.dtype]) -> None:
     """Real floating weights and buffers in another dtype; complex ones stay complex.
 
-    A buffer whose dtype no weight has was given it on purpose, and keeps it.
+    A buffer whose dtype no weight has was given it on purpose, and keeps it; so does a part in
+    float64 of a model that is not.
     """
     for part in module.modules():
         for held in (part._parameters, part._buffers):
             for tensor in held.values():
                 if tensor is not None and tensor.dtype in given - {dtype}:
                     tensor.data = tensor.data.to(dtype)
+
+
+def convertible(given: set[torch.dtype]) -> set[torch.dtype]:
+    """Of a model whose weights have these dtypes: those that are converted.
+
+    >>> torch.float64 in convertible({torch.float64})
+    True
+    >>> torch.float64 in convertible({torch.float32, torch.float64})
+    False
+    """
+    mixed = torch.float64 in given and len(given) > 1
+    return (given | {torch.float32, torch.float64}) - ({torch.float64} if mixed else set())
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -214,37 +231,45 @@ def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.copy_(parameter.to(dtype).to(parameter.dtype).nan_to_num(0.0, 0.0, 0.0))
 
 
-def converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A batch's tensor as a copy, so that a model may write to it."""
+def converted(tensor: Tensor, dtype: torch.dtype | None, given: set[torch.dtype]) -> Tensor:
+    """A batch's tensor as a copy, so that a model may write to it, in the dtype of its weights."""
     copied = tensor.detach().clone()
+    kept = copied.dtype == torch.float64 and torch.float64 not in convertible(given)
     if dtype is not None and copied.is_floating_point() and copied.layout == torch.strided:
-        copied = copied.to(dtype)
+        copied = copied if kept else copied.to(dtype)
     return copied.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copied
 
 
 def nonfinite(named: Any) -> list[str]:
     """The names of the tensors that hold an infinity or NaN."""
     floating = ((n, t.detach()) for n, t in named if t.is_floating_point() or t.is_complex())
-    return [name for name, t in floating if t.numel() and not bool(t.isfinite().all())]
+    return [n for n, t in floating if not all(bool(p.isfinite().all()) for p in parts_of(t))]
 
 
 # --- Putting back ---------------------------------------------------------------------------
 
 
 @contextmanager
-def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """The same random numbers inside each time, and those of the caller untouched."""
+def random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside are not drawn for the caller."""
     theirs = random.getstate(), numpy.random.get_state()
     on_gpu = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(on_gpu):
-            torch.manual_seed(0)
-            random.seed(0)
-            numpy.random.seed(0)
             yield
     finally:
         random.setstate(theirs[0])
         numpy.random.set_state(theirs[1])
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """The same random numbers inside each time, and those of the caller untouched."""
+    with random_numbers_kept(device):
+        torch.manual_seed(0)
+        random.seed(0)
+        numpy.random.seed(0)
+        yield
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def diagnose(
         rescue: whether to search for the fewest parts to keep in float32 where a format fails.
 
     Raises:
-        TypeError: a model or an optimizer that is none.
+        TypeError: a model, an optimizer, a loss or a step that is none.
         ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
         RuntimeError: a step, or a function in the model, that reaches past its arguments and trains
             or runs the model itself.
@@ -90,6 +90,9 @@ def _check(formats: Sequence[str], target: str, loss: Any, step: Any) -> None:
         raise ValueError(f"formats={formats!r}: expected at least one of {', '.join(FORMATS)}")
     if target not in ("cuda", "cpu"):
         raise ValueError(f'target="{target}": expected "cuda" or "cpu", whose autocast is meant')
+    for name, function in (("loss", loss), ("step", step)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: a {type(function).__name__}; expected a function, or None")
     if loss is not None and step is not None:
         raise ValueError(
             "loss, step: a step of your own computes its loss itself; pass one of them"

@@ -173,6 +173,8 @@ class Recorder(TorchDispatchMode):
             indices = results[-1].detach().cpu()
             self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
         for tensor in results:
+            if not _has_numbers(tensor):
+                continue
             if not tensor.is_floating_point() or tensor.layout != torch.strided:
                 self._note_unseen(tensor, place)
             elif tensor.numel():
@@ -297,9 +299,15 @@ def _is_float32(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
+def _has_numbers(tensor: Tensor) -> bool:
+    """Derivatives in forward mode have zeros without storage, and shapes worked out beside."""
+    return not tensor.is_meta and not tensor._is_zerotensor()
+
+
 def _floats(nest: Any) -> list[Tensor]:
     leaves = [t for t in tree_leaves(nest) if isinstance(t, Tensor) and t.is_floating_point()]
-    return [t.detach() for t in leaves if t.layout == torch.strided and t.numel()]
+    plain = (t for t in leaves if t.layout == torch.strided and _has_numbers(t))
+    return [t.detach() for t in plain if t.numel()]
 
 
 def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

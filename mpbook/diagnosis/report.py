@@ -244,7 +244,9 @@ def _state(write: Write) -> list[Line]:
 
 
 def _memory(name: str, memory: Memory) -> Line:
-    said = f"{_bytes(memory.activations)} saved for backward"
+    said = "what is saved for backward was not measured"
+    if memory.activations:
+        said = f"{_bytes(memory.activations)} saved for backward"
     if memory.for_each_example is not None:
         four = memory.predicted(4 * memory.examples)
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "

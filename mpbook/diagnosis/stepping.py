@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mpbook.autocast.policy import autocast_set
-from mpbook.cost.measure import count_bytes, saved_for_backward, state_tensors
+from mpbook.cost.measure import count_bytes, state_tensors
 from mpbook.diagnosis.autocast_of import without_autocast
 from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import each, nonfinite
@@ -95,7 +95,7 @@ class Stepper:
             one.zero_grad()
         if self.optimizer is None:
             self.model.zero_grad()
-        with self.watching, saved_for_backward(self.model) as count:
+        with self.watching, step.saved(self.model) as count:
             with autocast():
                 loss = step(self.model, batch)
             self.record.activation_bytes = count()

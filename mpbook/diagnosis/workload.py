@@ -27,6 +27,7 @@ from mpbook.diagnosis.copies import (
     convert,
     convert_states,
     converted,
+    convertible,
     copy_of_module,
     device_of,
     each,
@@ -144,7 +145,7 @@ class Workload:
         with self._surroundings(recorder, computed, lines):
             try:
                 for number, batch in enumerate(self.batches[:steps]):
-                    own = mapped(partial(converted, dtype=inputs), batch)
+                    own = mapped(partial(converted, dtype=inputs, given=self.given), batch)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
                 run.error, run.error_place = error, recorder.place_of(error)
@@ -208,11 +209,11 @@ class Workload:
         if weights is not None:
             if self.narrow:
                 optimizer = without_master_copies(optimizer, model)
-            convertible = self.given | {torch.float32, torch.float64}
+            dtypes = convertible(self.given)
             for module in (model, loss):
                 if module is not None:
-                    convert(module, weights, convertible)
-            convert_states(optimizer, weights, convertible)
+                    convert(module, weights, dtypes)
+            convert_states(optimizer, weights, dtypes)
         return model, optimizer, self.call.with_loss(self.loss if loss is None else loss)
 
     def find_call(self) -> None:
@@ -225,8 +226,9 @@ class Workload:
         if self.step is not None:
             return
         model, _, call = self._copies(torch.float32)
-        batch = mapped(partial(converted, dtype=torch.float32), self.batches[0])
+        own = partial(converted, dtype=torch.float32, given=self.given)
         imitated = as_on_a_gpu(self.target, self.device)
         with same_random_numbers(self.device), eager(), imitated:
-            call(model, batch)
+            call(model, mapped(own, self.batches[0]))
+            call.find_saved(model, mapped(own, self.batches[0]))
         self.call = call.with_loss(self.loss)
