@@ -6,8 +6,8 @@ import copy
 import inspect
 import random
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy
@@ -274,9 +274,20 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Compiled parts run as they were written, so that each operator is seen."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    """Compiled parts, scripts and `torch.cond` run as written, so that each operator is seen."""
+    theirs = torch.cond
+    torch.cond = _chosen
+    has_compiler = "torch._dynamo" in sys.modules
+    as_written = torch.compiler.set_stance("force_eager") if has_compiler else nullcontext()
+    try:
+        with as_written, torch.jit.optimized_execution(False):
+            yield
+    finally:
+        torch.cond = theirs
+
+
+def _chosen(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()
+) -> Any:
+    """What `torch.cond` gives, without a graph of its own."""
+    return true_fn(*operands) if pred else false_fn(*operands)

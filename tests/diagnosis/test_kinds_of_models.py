@@ -93,6 +93,18 @@ def test_derivatives_inside_the_forward_pass() -> None:
     diagnosed(Directions(), loss=F.cross_entropy)
 
 
+class Chooses(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.net, lambda z: 2 * self.net(z), (x,))
+
+
+def test_a_choice_between_two_functions_is_run_as_written() -> None:
+    before = torch.cond
+    found = diagnosed(Chooses(), loss=F.cross_entropy)
+    assert found.of("float16").total > 0
+    assert torch.cond is before
+
+
 class WideHead(Body):
     """A part in float64, as of a Gaussian process, in a float32 model."""
 
