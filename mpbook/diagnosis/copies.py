@@ -280,7 +280,7 @@ def eager() -> Iterator[None]:
     has_compiler = "torch._dynamo" in sys.modules
     as_written = torch.compiler.set_stance("force_eager") if has_compiler else nullcontext()
     try:
-        with as_written, torch.jit.optimized_execution(False):
+        with as_written, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield
     finally:
         torch.cond = theirs
