@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -55,11 +55,12 @@ _SETS_ITS_RESULT = frozenset(
 @contextmanager
 def autocast_of(
     target: Literal["cuda", "cpu"], dtype: torch.dtype, device: torch.device
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Autocast to ``dtype`` by the rules of ``target``, for tensors on ``device``.
 
     float32 for ``dtype`` leaves autocast off.  Weights are cast once, and the copies kept until the
-    context ends, as torch does.
+    context ends, as torch does.  What the context gives forgets them sooner, for a context around
+    more than one forward pass.
 
     Args:
         target: whose rules: a GPU's, also for tensors on a CPU, or a CPU's own.
@@ -68,12 +69,13 @@ def autocast_of(
     """
     with ExitStack() as stack:
         enabled = dtype != torch.float32
+        casts = _Casts(dtype)
         if enabled and target == "cuda" and device.type == "cpu":
-            stack.enter_context(_cuda_rules(dtype))
+            stack.enter_context(_cuda_rules(casts))
         lower = dtype if enabled else torch.get_autocast_dtype(device.type)
-        stack.callback(torch.clear_autocast_cache)
+        stack.callback(casts.forget)
         stack.enter_context(autocast_set(device.type, lower, enabled=enabled))
-        yield
+        yield casts.forget
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
@@ -82,9 +84,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _cuda_rules(dtype: torch.dtype) -> Iterator[None]:
+def _cuda_rules(casts: _Casts) -> Iterator[None]:
     """CUDA's autocast on CPU tensors, until the context ends."""
-    casts = _Casts(dtype)
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     try:
         with warnings.catch_warnings():
@@ -99,7 +100,6 @@ def _cuda_rules(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         library._destroy()
-        casts.copies.clear()
 
 
 @functools.cache
@@ -144,7 +144,12 @@ class _Casts:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self.copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def forget(self) -> None:
+        """Casts weights anew from here on, here and in torch's own autocast."""
+        self.copies.clear()
+        torch.clear_autocast_cache()
 
     def run(self, operator: Any, rule: Rule, *args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
@@ -170,7 +175,7 @@ class _Casts:
         return torch.float32 if rule == "widest input" and torch.float32 in floats else None
 
     def cast(self, target: torch.dtype, value: Any) -> Any:
-        """A floating tensor in another dtype, a float32 weight once."""
+        """A floating tensor in another dtype, a float32 weight once until it is written to."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         if value.dtype in (target, torch.float64) or value.device.type != "cpu":
@@ -178,9 +183,10 @@ class _Casts:
         is_weight = value.is_leaf and value.requires_grad and not value._is_view()
         if not is_weight or target == torch.float32 or not torch.is_grad_enabled():
             return value.to(target)
-        if id(value) not in self.copies:
-            self.copies[id(value)] = value, value.to(target)
-        return self.copies[id(value)][1]
+        key = id(value), value._version
+        if key not in self.copies:
+            self.copies[key] = value, value.to(target)
+        return self.copies[key][1]
 
 
 @contextmanager

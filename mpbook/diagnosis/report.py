@@ -244,12 +244,14 @@ def _state(write: Write) -> list[Line]:
 
 
 def _memory(name: str, memory: Memory) -> Line:
-    said = f"{_bytes(memory.activations)} saved for backward"
+    said = ""
+    if memory.activations:  # of a step of one's own it is not known when they are most
+        said = f"{_bytes(memory.activations)} saved for backward"
     if memory.for_each_example is not None:
         four = memory.predicted(4 * memory.examples)
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "
         said += f"{4 * memory.examples}: {_bytes(four or 0)})"
-    said += f"; {_bytes(memory.kept)} of weights, gradients and states"
+    said += f"{'; ' if said else ''}{_bytes(memory.kept)} of weights, gradients and states"
     how = "measured" if memory.for_each_example is None else "measured at two batches"
     return Line("memory", name, said, "", how)
 

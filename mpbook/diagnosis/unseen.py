@@ -30,6 +30,8 @@ def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
         found.append((f'{what}"not implemented for ComplexFloat"): scale by hand', ""))
     if workload.optimizer is None:
         found.append(("updates and states: no optimizer was passed", ""))
+    if not run.gradients:
+        found.append(("gradients: no weight had one in its .grad, so none was compared", ""))
     if workload.target == "cuda" and workload.device.type == "cpu":
         found.append(("a GPU: CUDA's autocast was imitated, its kernels were a CPU's", ""))
     return found
