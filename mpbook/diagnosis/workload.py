@@ -3,12 +3,14 @@
 Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
 together, so that the copied optimizer updates the copied model; the random numbers start the same
 in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
-its arguments is not a copy, and `Workload.left_alone` says so.
+its arguments is not a copy: it is put back, and `Workload.left_alone` refuses a step that trains
+the model itself.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -38,6 +40,7 @@ from mpbook.diagnosis.copies import (
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.outside import Outside
 from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
@@ -83,6 +86,7 @@ class Workload:
         self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
+        self.outside = Outside(step, each(self.optimizer), but=self.model)
 
     def of_batches(self, batches: list[Any]) -> Workload:
         """The same model on other batches."""
@@ -135,6 +139,7 @@ class Workload:
         inputs = weights or next(iter(self.narrow), None)
         computed = inputs if inputs in SIXTEEN_BIT else dtype
         inside = partial(autocast_of, self.target, autocast, self.device)
+        self.outside.put_back()
         with self._surroundings(recorder, computed, lines):
             try:
                 for number, batch in enumerate(self.batches[:steps]):
@@ -157,6 +162,8 @@ class Workload:
             stack.enter_context(recorder.hooks())
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(warnings.catch_warnings())  # of the optimizer, for its copy steps
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             if lines:
                 stack.enter_context(Float32Lines(lines))
             yield
@@ -176,7 +183,7 @@ class Workload:
 
     @contextmanager
     def left_alone(self) -> Iterator[None]:
-        """Gradients, weights and buffers are as they were when this ends.
+        """Gradients, weights, buffers and what the step knows are as they were when this ends.
 
         Raises:
             RuntimeError: a weight was written to, by a step or loss that knows the model itself.
@@ -187,6 +194,7 @@ class Workload:
         try:
             yield
         finally:
+            self.outside.put_back()
             written = []
             for (tensor, grad, version), copied in zip(before, saved, strict=True):
                 if tensor.is_leaf:
