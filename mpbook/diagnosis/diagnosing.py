@@ -67,7 +67,8 @@ def diagnose(
     Raises:
         TypeError: a model or an optimizer that is none.
         ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
-        RuntimeError: a step that reaches past its arguments and trains the model itself.
+        RuntimeError: a step that reaches past its arguments and trains the model itself, or draws
+            from an iterator that comes to its end.
         Exception: what the model raises in float32.
     """
     _check(formats, target, loss, step)
@@ -118,7 +119,7 @@ def _diagnosed(
     report.unseen = tuple(unseen(workload, reference))
     judged = {f: r.verdict for f, r in report.formats.items()}
     rescues = {f: r.rescue for f, r in report.formats.items() if r.rescue is not None}
-    report.advice = tuple(advise(judged, rescues, writes))
+    report.advice = tuple(advise(judged, rescues, writes, repeatable=report.repeatable))
     return report
 
 

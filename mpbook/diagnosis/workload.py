@@ -52,6 +52,11 @@ from mpbook.watch.optimizer_steps import with_wrapped
 Target = Literal["cuda", "cpu"]
 Step = Callable[[Any, Any, Any], Any]
 
+_AT_ITS_END = (
+    "step: an iterator that it draws from is at its end, and each format runs the steps again; "
+    "expected a step that computes on the batch that it is given: pass the batches as batches="
+)
+
 
 class Workload:
     """A model, its batches, its loss or its step, and its optimizer, as they were passed.
@@ -146,6 +151,8 @@ class Workload:
                     own = mapped(partial(converted, dtype=inputs), batch)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
+                if isinstance(error, StopIteration) and self.step is not None:
+                    raise RuntimeError(_AT_ITS_END) from error
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run

@@ -219,3 +219,31 @@ def test_a_step_that_leaves_no_gradients_is_told_that_none_was_compared() -> Non
     assert any("gradients" in what for what, _ in found.unseen)
     found = diagnose(mlp(), batch(), step=sam, optimizer=SGD, **FLOAT16)
     assert not any("gradients" in what for what, _ in found.unseen)
+
+
+def test_a_step_that_is_not_repeatable_gets_no_advice_that_rests_on_comparing_runs() -> None:
+    drawn = iter(torch.randn(1000, 16, 8, generator=torch.Generator().manual_seed(0)))
+
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        optimizer.zero_grad()
+        backward(model, (next(drawn), given[1]))
+        optimizer.step()
+
+    found = diagnose(mlp(), batch(), step=step, optimizer=SGD, **FLOAT16)
+    assert not found.repeatable and found.of("float16").total > 0.3
+    assert "batches=" in found.advice[0].what
+    said = " ".join([*(a.what for a in found.advice), *(line.finding for line in found.lines())])
+    for cause in ("ill-conditioned", "rounding the weights alone", "positions"):
+        assert cause not in said
+
+
+def test_an_iterator_at_its_end_is_no_formats_verdict() -> None:
+    drawn = iter([batch()] * 5)
+
+    def step(model: Any, optimizer: Any, _batch: Any) -> None:
+        optimizer.zero_grad()
+        backward(model, next(drawn))
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match="pass the batches as batches="):
+        diagnose(mlp(), batch(), step=step, optimizer=SGD, **FLOAT16)
