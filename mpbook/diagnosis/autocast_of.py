@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -56,11 +56,12 @@ _SETS_ITS_RESULT = frozenset(
 @contextmanager
 def autocast_of(
     target: Literal["cuda", "cpu"], dtype: torch.dtype, device: torch.device
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Autocast to ``dtype`` by the rules of ``target``, for tensors on ``device``.
 
     float32 for ``dtype`` leaves autocast off; a part that switches it on meets the same rules.
-    Weights are cast once, and the copies kept until the context ends, as torch does.
+    Weights are cast once, and the copies kept until the context ends, as torch does.  What the
+    context gives forgets them sooner, for a context around more than one forward pass.
 
     Args:
         target: whose rules: a GPU's, also for tensors on a CPU, or a CPU's own.
@@ -69,12 +70,13 @@ def autocast_of(
     """
     with ExitStack() as stack:
         enabled = dtype != torch.float32
+        casts = _Casts()
         if target == "cuda" and device.type == "cpu":
-            stack.enter_context(_cuda_rules(_Casts()))
+            stack.enter_context(_cuda_rules(casts))
         lower = dtype if enabled else torch.get_autocast_dtype(device.type)
-        stack.callback(torch.clear_autocast_cache)
+        stack.callback(casts.forget)
         stack.enter_context(autocast_set(device.type, lower, enabled=enabled))
-        yield
+        yield casts.forget
 
 
 @contextmanager
@@ -114,7 +116,6 @@ def _cuda_rules(casts: _Casts) -> Iterator[None]:
         yield
     finally:
         library._destroy()
-        casts.copies.clear()
 
 
 @functools.cache
@@ -163,7 +164,12 @@ class _Casts:
 
     def __init__(self, *, keep: bool = True) -> None:
         self.keep = keep
-        self.copies: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.copies: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def forget(self) -> None:
+        """Casts weights anew from here on, here and in torch's own autocast."""
+        self.copies.clear()
+        torch.clear_autocast_cache()
 
     def run(self, operator: Any, rule: Rule, *args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
@@ -189,7 +195,7 @@ class _Casts:
         return torch.float32 if rule == "widest input" and torch.float32 in floats else None
 
     def cast(self, target: torch.dtype, value: Any) -> Any:
-        """A floating tensor in another dtype, a float32 weight once."""
+        """A floating tensor in another dtype, a float32 weight once until it is written to."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         if value.dtype in (target, torch.float64) or value.device.type != "cpu":
@@ -198,7 +204,7 @@ class _Casts:
         keep = self.keep and is_weight and torch.is_grad_enabled()
         if not keep or target == torch.float32:
             return value.to(target)
-        key = id(value), target
+        key = id(value), value._version, target
         if key not in self.copies:
             self.copies[key] = value, value.to(target)
         return self.copies[key][1]

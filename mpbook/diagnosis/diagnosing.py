@@ -68,7 +68,7 @@ def diagnose(
         TypeError: a model, an optimizer, a loss or a step that is none.
         ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
         RuntimeError: a step, or a function in the model, that reaches past its arguments and trains
-            or runs the model itself.
+            or runs the model itself; a step that draws from an iterator that comes to its end.
         Exception: what the model raises in float32.
     """
     _check(formats, target, loss, step)
@@ -123,7 +123,7 @@ def _diagnosed(
     report.unseen = tuple(unseen(workload, reference))
     judged = {f: r.verdict for f, r in report.formats.items()}
     rescues = {f: r.rescue for f, r in report.formats.items() if r.rescue is not None}
-    report.advice = tuple(advise(judged, rescues, writes))
+    report.advice = tuple(advise(judged, rescues, writes, repeatable=report.repeatable))
     return report
 
 

@@ -35,6 +35,11 @@ def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
         found.append((f'{what}"not implemented for ComplexFloat"): scale by hand', ""))
     if workload.optimizer is None:
         found.append(("updates and states: no optimizer was passed", ""))
+    for name in sorted(workload.outside.changed):
+        what = "what it does: the step knows it by itself, so it was put back and is no copy's"
+        found.append((what, name))
+    if not run.gradients:
+        found.append(("gradients: no weight had one in its .grad, so none was compared", ""))
     if workload.target == "cuda" and workload.device.type == "cpu":
         found.append(("a GPU: CUDA's autocast was imitated, its kernels were a CPU's", ""))
     return found

@@ -3,14 +3,16 @@
 Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
 together, so that the copied optimizer updates the copied model; the random numbers start the same
 in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
-its arguments is not a copy, and `mpbook.diagnosis.left_alone` says so.
+its arguments is not a copy: what a step knows is put back (`mpbook.diagnosis.outside`), and what
+trains or runs the model itself is refused (`mpbook.diagnosis.left_alone`).
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -43,6 +45,7 @@ from mpbook.diagnosis.copies import (
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.left_alone import NOT_THE_COPY, left_alone
 from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.outside import Outside
 from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
@@ -53,6 +56,11 @@ from mpbook.watch.optimizer_steps import with_wrapped
 
 Target = Literal["cuda", "cpu"]
 Step = Callable[[Any, Any, Any], Any]
+
+_AT_ITS_END = (
+    "step: an iterator that it draws from is at its end, and each format runs the steps again; "
+    "expected a step that computes on the batch that it is given: pass the batches as batches="
+)
 
 
 class Workload:
@@ -90,6 +98,7 @@ class Workload:
         must_own_weights(self.optimizer, self.model)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
+        self.outside = Outside(step, each(self.optimizer), but=self.model)
 
     def of_batches(self, batches: list[Any]) -> Workload:
         """The same model on other batches."""
@@ -142,12 +151,15 @@ class Workload:
         inputs = weights or next(iter(self.narrow), None)
         computed = inputs if inputs in SIXTEEN_BIT else dtype
         inside = partial(autocast_of, self.target, autocast, self.device)
+        self.outside.put_back()
         with self._surroundings(recorder, computed, lines):
             try:
                 for number, batch in enumerate(self.batches[:steps]):
                     own = mapped(partial(converted, dtype=inputs, given=self.given), batch)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
+                if isinstance(error, StopIteration) and self.step is not None:
+                    raise RuntimeError(_AT_ITS_END) from error
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run
@@ -165,6 +177,8 @@ class Workload:
             stack.enter_context(recorder.hooks())
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(warnings.catch_warnings())  # of the optimizer, for its copy steps
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             if lines:
                 stack.enter_context(Float32Lines(lines))
             yield
@@ -178,14 +192,24 @@ class Workload:
         return run
 
     def is_repeatable(self, reference: Run) -> bool:
-        """Whether the first step gives the same loss again."""
-        again = self.run(torch.float32, steps=1, watched=False)
-        return not reference.losses or again.losses[:1] == reference.losses[:1]
+        """Whether the first step gives the same loss again, and once more if it is one's own.
 
-    def left_alone(self) -> AbstractContextManager[None]:
-        """Gradients, weights and buffers are as they were when the context ends."""
+        One that draws from a cycle of batches may be at the same one after as many steps.
+        """
+        times = 1 if self.step is None else 2
+        again = [self.run(torch.float32, steps=1, watched=False) for _ in range(times)]
+        first = reference.losses[:1]
+        return not first or all(run.losses[:1] == first for run in again)
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """Gradients, weights, buffers and what the step knows are as they were when this ends."""
         modules = [m for m in (self.model, self.loss) if isinstance(m, nn.Module)]
-        return left_alone(*modules, own_step=self.step is not None)
+        with left_alone(*modules, own_step=self.step is not None):
+            try:
+                yield
+            finally:
+                self.outside.put_back()
 
     def must_have_reached_the_copy(self, reference: Run) -> None:
         """A sound run in float32 that gave the copy no gradient was a run of something else.
