@@ -205,7 +205,7 @@ def test_a_second_forward_pass_casts_the_weights_that_there_are_then(
 def test_a_report_on_a_step_claims_no_activations() -> None:
     found = diagnose(mlp(), batch(), step=sam, optimizer=SGD, **FLOAT16)
     lines = [line.finding for line in found.lines() if line.topic == "memory"]
-    assert lines and not any("saved for backward" in line for line in lines)
+    assert lines and not any("B saved for backward" in line for line in lines)
 
 
 def test_a_step_that_leaves_no_gradients_is_told_that_none_was_compared() -> None:
