@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -121,13 +121,28 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
     ),
 )
 
+_UNEQUAL_RUNS = Advice(
+    "every format",
+    "make the step repeatable first: two float32 runs differ, so nothing that compares a format's "
+    "gradients with float32's means anything here; a step that draws its own data wants it in "
+    "batches=, and random numbers from torch, numpy or random",
+)
+
 
 def advise(
-    verdicts: dict[str, FormatVerdict], rescues: dict[str, Rescue], writes: list[Write]
+    verdicts: dict[str, FormatVerdict],
+    rescues: dict[str, Rescue],
+    writes: list[Write],
+    *,
+    repeatable: bool = True,
 ) -> list[Advice]:
     """What to do, most urgent first: what fails, what needs a scale, what stands still."""
+    first = []
+    if not repeatable:  # then what was compared says nothing
+        first = [_UNEQUAL_RUNS]
+        verdicts = {f: replace(v, wrong=False, total=0.0) for f, v in verdicts.items()}
     found = [advice for v in verdicts.values() for advice in _for_a_format(v, verdicts, rescues)]
-    return [*found, *_for_states(writes)]
+    return [*first, *found, *_for_states(writes)]
 
 
 def _for_a_format(

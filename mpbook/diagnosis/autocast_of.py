@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mpbook.autocast.policy import autocast_set
+from mpbook.diagnosis.cuda_names import cuda_means_cpu
 
 Rule = Literal["lower precision", "float32", "widest input", "refuses", "recurrent"]
 
@@ -55,11 +56,12 @@ _SETS_ITS_RESULT = frozenset(
 @contextmanager
 def autocast_of(
     target: Literal["cuda", "cpu"], dtype: torch.dtype, device: torch.device
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Autocast to ``dtype`` by the rules of ``target``, for tensors on ``device``.
 
-    float32 for ``dtype`` leaves autocast off.  Weights are cast once, and the copies kept until the
-    context ends, as torch does.
+    float32 for ``dtype`` leaves autocast off; a part that switches it on meets the same rules.
+    Weights are cast once, and the copies kept until the context ends, as torch does.  What the
+    context gives forgets them sooner, for a context around more than one forward pass.
 
     Args:
         target: whose rules: a GPU's, also for tensors on a CPU, or a CPU's own.
@@ -68,11 +70,27 @@ def autocast_of(
     """
     with ExitStack() as stack:
         enabled = dtype != torch.float32
-        if enabled and target == "cuda" and device.type == "cpu":
-            stack.enter_context(_cuda_rules(dtype))
+        casts = _Casts()
+        if target == "cuda" and device.type == "cpu":
+            stack.enter_context(_cuda_rules(casts))
         lower = dtype if enabled else torch.get_autocast_dtype(device.type)
-        stack.callback(torch.clear_autocast_cache)
+        stack.callback(casts.forget)
         stack.enter_context(autocast_set(device.type, lower, enabled=enabled))
+        yield casts.forget
+
+
+@contextmanager
+def as_on_a_gpu(target: Literal["cuda", "cpu"], device: torch.device) -> Iterator[None]:
+    """Whatever switches autocast on in here has the rules of ``target``, also by the name "cuda".
+
+    That is a whole step with its backward pass: a checkpoint runs the forward pass again there.
+    """
+    if target != "cuda" or device.type != "cpu":
+        yield
+        return
+    default = torch.get_autocast_dtype("cuda")
+    off = autocast_set("cpu", default, enabled=False)
+    with off, _cuda_rules(_Casts(keep=False)), cuda_means_cpu():
         yield
 
 
@@ -82,9 +100,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _cuda_rules(dtype: torch.dtype) -> Iterator[None]:
+def _cuda_rules(casts: _Casts) -> Iterator[None]:
     """CUDA's autocast on CPU tensors, until the context ends."""
-    casts = _Casts(dtype)
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     try:
         with warnings.catch_warnings():
@@ -99,7 +116,6 @@ def _cuda_rules(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         library._destroy()
-        casts.copies.clear()
 
 
 @functools.cache
@@ -140,11 +156,20 @@ def _overload(name: str) -> Any:
 
 
 class _Casts:
-    """Casts the operands of an operator as its rule says, and runs it below autocast."""
+    """Casts the operands of an operator as its rule says, and runs it below autocast.
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.copies: dict[int, tuple[Tensor, Tensor]] = {}
+    Args:
+        keep: whether the copies of weights are kept.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self.keep = keep
+        self.copies: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def forget(self) -> None:
+        """Casts weights anew from here on, here and in torch's own autocast."""
+        self.copies.clear()
+        torch.clear_autocast_cache()
 
     def run(self, operator: Any, rule: Rule, *args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
@@ -161,7 +186,7 @@ class _Casts:
 
     def _target(self, operator: Any, rule: Rule, args: Any, kwargs: Any) -> torch.dtype | None:
         if rule in ("lower precision", "recurrent"):
-            return self.dtype
+            return torch.get_autocast_dtype("cpu")  # a model's own autocast has its own
         if rule == "float32":
             name = operator._schema.name.removeprefix("aten::")
             given = kwargs.get("dtype") or any(isinstance(a, torch.dtype) for a in args)
@@ -170,17 +195,19 @@ class _Casts:
         return torch.float32 if rule == "widest input" and torch.float32 in floats else None
 
     def cast(self, target: torch.dtype, value: Any) -> Any:
-        """A floating tensor in another dtype, a float32 weight once."""
+        """A floating tensor in another dtype, a float32 weight once until it is written to."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         if value.dtype in (target, torch.float64) or value.device.type != "cpu":
             return value
         is_weight = value.is_leaf and value.requires_grad and not value._is_view()
-        if not is_weight or target == torch.float32 or not torch.is_grad_enabled():
+        keep = self.keep and is_weight and torch.is_grad_enabled()
+        if not keep or target == torch.float32:
             return value.to(target)
-        if id(value) not in self.copies:
-            self.copies[id(value)] = value, value.to(target)
-        return self.copies[id(value)][1]
+        key = id(value), value._version, target
+        if key not in self.copies:
+            self.copies[key] = value, value.to(target)
+        return self.copies[key][1]
 
 
 @contextmanager

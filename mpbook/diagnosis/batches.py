@@ -17,11 +17,14 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpbook.cost.measure import saved_for_backward
+from mpbook.diagnosis.copies import random_numbers_kept
 from mpbook.nests import mapped, real_floats_to, tensors
 
 Loss = Callable[..., Any]
@@ -40,7 +43,8 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
-    found = list(itertools.islice(batches, steps)) if _holds_batches(batches) else [batches]
+    with random_numbers_kept(torch.device("cpu")):  # a loader draws from them
+        found = list(itertools.islice(batches, steps)) if _holds_batches(batches) else [batches]
     if not found or found == [None]:
         raise ValueError(
             "batches: has no batch; expected one (a tensor, tuple, dict or dataclass), or a list "
@@ -58,7 +62,7 @@ class Call:
     """Output and loss of a model on a batch; the way that worked first is kept."""
 
     def __init__(self, loss: Loss | None) -> None:
-        self.loss, self.in_float32 = loss, False
+        self.loss, self.in_float32, self._shows_saved = loss, False, True
         self._called = False
         self._way: Way | None = None
 
@@ -78,6 +82,18 @@ class Call:
         if self._way is None:
             self._way = self._find(model, batch)
         return _scalar(self._way(self, model, batch))
+
+    def find_saved(self, model: nn.Module, batch: Any) -> None:
+        """Find whether what autograd saves can be counted: inside `torch.func.grad` it cannot."""
+        try:
+            with self.saved(model):
+                self(model, batch)
+        except RuntimeError:
+            self._shows_saved = False
+
+    def saved(self, model: nn.Module) -> AbstractContextManager[Callable[[], int]]:
+        """Counts the bytes that autograd saves inside, 0 where they cannot be counted."""
+        return saved_for_backward(model) if self._shows_saved else nullcontext(lambda: 0)
 
     def _find(self, model: nn.Module, batch: Any) -> Way:
         """The first way that gives a tensor."""
@@ -187,14 +203,17 @@ _OF_A_TUPLE: tuple[Callable[[Any], Any], ...] = (
 
 def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Callable[[Any], Any]]:
     """Ways from a batch to positional and keyword arguments of the model, likeliest first."""
+    without_target, whole, first, as_one = _OF_A_TUPLE
     if isinstance(batch, Mapping):
         names = _accepted(model)
         if names is None or names & set(batch):
-            return [lambda b: ((), {k: b[k] for k in b if names is None or k in names})]
-        return [lambda b: ((b,), {})]
+            by_name: list[Callable[[Any], Any]] = [
+                lambda b: ((), {k: b[k] for k in b if names is None or k in names})
+            ]
+            return [*by_name, as_one] if names is None and _needs_one(model, batch) else by_name
+        return [as_one]
     if not isinstance(batch, tuple | list):
-        return [lambda b: ((b,), {})]
-    without_target, whole, first, as_one = _OF_A_TUPLE
+        return [as_one]
     ways = [without_target, whole] if targets and len(batch) > 1 else [whole, without_target]
     return [*ways, first, as_one]
 
@@ -205,6 +224,13 @@ def _accepted(model: nn.Module) -> set[str] | None:
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters}
+
+
+def _needs_one(model: nn.Module, batch: Any) -> bool:
+    """Whether ``forward`` needs an argument by position that no name of the batch is for."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = (p for p in parameters if p.default is p.empty and p.name not in batch)
+    return any(p.kind not in (p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in needed)
 
 
 def _arity(loss: Loss | None) -> int:
@@ -224,7 +250,7 @@ def _arity(loss: Loss | None) -> int:
 
 
 def _is_of_torch(loss: Loss) -> bool:
-    home = type(loss).__module__ if isinstance(loss, nn.Module) else str(loss.__module__)
+    home = str(getattr(type(loss) if isinstance(loss, nn.Module) else loss, "__module__", ""))
     return home.partition(".")[0] == "torch"
 
 

@@ -9,6 +9,7 @@ no time to launch it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +50,11 @@ def memory(workload: Workload, run: Run) -> Memory:
     examples = _examples(batch)
     slope = None
     if workload.step is None and examples > 1 and run.activation_bytes:
-        half = workload.of_batches([chunks(batch, 2)[0]])
-        less = half.run(run.dtype, steps=1, loss_scale=run.loss_scale, watched=False)
-        if less.error is None:
-            slope = (run.activation_bytes - less.activation_bytes) / (examples - examples // 2)
+        with suppress(Exception):  # such as a sparse tensor, which no slice is taken of
+            half = workload.of_batches([chunks(batch, 2)[0]])
+            less = half.run(run.dtype, steps=1, loss_scale=run.loss_scale, watched=False)
+            if less.error is None:
+                slope = (run.activation_bytes - less.activation_bytes) / (examples - examples // 2)
     return Memory(run.activation_bytes, slope, examples, run.kept_bytes)
 
 

@@ -65,9 +65,10 @@ def diagnose(
         rescue: whether to search for the fewest parts to keep in float32 where a format fails.
 
     Raises:
-        TypeError: a model or an optimizer that is none.
+        TypeError: a model, an optimizer, a loss or a step that is none.
         ValueError: no batch, a loss that is no scalar, an unknown format or card, a sharded model.
-        RuntimeError: a step that reaches past its arguments and trains the model itself.
+        RuntimeError: a step, or a function in the model, that reaches past its arguments and trains
+            or runs the model itself; a step that draws from an iterator that comes to its end.
         Exception: what the model raises in float32.
     """
     _check(formats, target, loss, step)
@@ -89,6 +90,9 @@ def _check(formats: Sequence[str], target: str, loss: Any, step: Any) -> None:
         raise ValueError(f"formats={formats!r}: expected at least one of {', '.join(FORMATS)}")
     if target not in ("cuda", "cpu"):
         raise ValueError(f'target="{target}": expected "cuda" or "cpu", whose autocast is meant')
+    for name, function in (("loss", loss), ("step", step)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: a {type(function).__name__}; expected a function, or None")
     if loss is not None and step is not None:
         raise ValueError(
             "loss, step: a step of your own computes its loss itself; pass one of them"
@@ -103,6 +107,7 @@ def _diagnosed(
     reference = workload.run(torch.float32, steps=steps, writes=ledger)
     if reference.error is not None:
         raise reference.error
+    workload.must_have_reached_the_copy(reference)
     writes = ledger.by_state() if workload.optimizer is not None else []
     report = Diagnosis(roof=roof.name, steps=steps, writes=tuple(writes))
     if not reference.sound:
@@ -118,7 +123,7 @@ def _diagnosed(
     report.unseen = tuple(unseen(workload, reference))
     judged = {f: r.verdict for f, r in report.formats.items()}
     rescues = {f: r.rescue for f, r in report.formats.items() if r.rescue is not None}
-    report.advice = tuple(advise(judged, rescues, writes))
+    report.advice = tuple(advise(judged, rescues, writes, repeatable=report.repeatable))
     return report
 
 
@@ -146,7 +151,8 @@ def _by_format(
         verdict, run = _judged(format, workload, reference, wide, silent, steps)
         part = FormatReport(verdict)
         if verdict.survives == "no" and rescued:
-            part.rescue = _rescue(workload, run, reference, silent, steps=steps)
+            part.rescue = _rescue(workload, run, reference, silent, steps=steps,
+                                  sensitive=verdict.sensitive)  # fmt: skip
         if run.error is None:
             part.flipped = tuple(flipped(run, reference))
             part.rounded = dict(run.recorder.rounded)

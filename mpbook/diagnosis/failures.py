@@ -29,9 +29,9 @@ def where_it_began(run: Run, reference: Run | None = None) -> Seen | None:
     became minus infinity by a cast or a sum: they are named where nothing else began.
     """
     began = infinities(run, reference)
-    suspects = [s for s in began if not is_like_a_mask(s)]
-    if suspects or not began:
-        return next(iter(suspects), None)
+    unmeant = overflows(run, reference)
+    if unmeant or not began:
+        return next(iter(unmeant), None)
     nan = first_nan(run)
     before = [s for s in began if nan is None or (s.step, s.order) <= (nan.step, nan.order)]
     return (before or began)[-1]
@@ -53,11 +53,16 @@ def infinities(run: Run, reference: Run | None = None) -> tuple[Seen, ...]:
     return tuple(s for s in in_order(run) if s.began and not _as_before(s, known))
 
 
+def overflows(run: Run, reference: Run | None = None) -> tuple[Seen, ...]:
+    """The infinities that no mask is, in order."""
+    return tuple(s for s in infinities(run, reference) if not is_like_a_mask(s))
+
+
 def suspects(run: Run, reference: Run) -> tuple[Place, ...]:
     """Places to keep in float32, the first to be tried first: what raised, began or was rounded."""
     raised = [run.error_place] if run.error_place else []
     began = where_it_began(run, reference)
-    others = [s.key.place for s in infinities(run, reference) if not is_like_a_mask(s)]
+    others = [s.key.place for s in overflows(run, reference)]
     found = [*raised, *([began.key.place] if began else []), *others, *run.recorder.rounded]
     return tuple(dict.fromkeys(found))
 

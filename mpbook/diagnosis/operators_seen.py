@@ -33,13 +33,16 @@ from mpbook.cost.flops import torchs_counter
 from mpbook.diagnosis.float32_parts import widened
 from mpbook.diagnosis.places import (
     LOSS,
+    MASKED_FROM,
     MODEL,
     OPTIMIZER,
     OVERFLOWS,
+    PASS_ON,
     Key,
     Phase,
     Place,
     Seen,
+    is_a_mask,
     is_theirs,
     line_of_the_caller,
 )
@@ -173,6 +176,8 @@ class Recorder(TorchDispatchMode):
             indices = results[-1].detach().cpu()
             self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
         for tensor in results:
+            if not _has_numbers(tensor):
+                continue
             if not tensor.is_floating_point() or tensor.layout != torch.strided:
                 self._note_unseen(tensor, place)
             elif tensor.numel():
@@ -224,6 +229,9 @@ class Recorder(TorchDispatchMode):
             self.seen[key] = seen
         largest = max(abs(low), abs(high))
         seen.highest = max(seen.highest, high if math.isfinite(high) else math.inf)
+        if seen.operator in PASS_ON and not low > -MASKED_FROM:
+            others = self._but_for_its_own(value, tree_leaves((args, kwargs)))
+            seen.of_a_mask = seen.of_a_mask or any(map(is_a_mask, others))
         if not math.isfinite(largest):
             self._note_nonfinite(seen, value, (args, kwargs))
             largest = _largest_finite(value)
@@ -245,14 +253,19 @@ class Recorder(TorchDispatchMode):
             seen.signs.add("+")
         if (value == -math.inf).any():
             seen.signs.add("-")
-        others = _floats(operands)
-        if self._writes:  # its own result is among the operands of an operator in place
-            others = [t for t in others if t.data_ptr() != value.data_ptr()]
+        others = self._but_for_its_own(value, _floats(operands))
         if not seen.began_nan and "nan" in seen.signs:
             seen.began_nan = not any(bool(t.isnan().any()) for t in others)
         if not seen.began and self._written_finite and _all_finite(others):
             seen.began = True
             seen.cause = _cause(seen.operator, operands)
+
+    def _but_for_its_own(self, result: Tensor, operands: list[Any]) -> list[Any]:
+        """Operands without the result, which is among those of an operator in place."""
+        if not self._writes:
+            return operands
+        own = result.data_ptr()
+        return [t for t in operands if not isinstance(t, Tensor) or t.data_ptr() != own]
 
     def _count_gradient(self, seen: Seen, value: Tensor, args: Any) -> None:
         if not self.histograms or value.dtype not in SIXTEEN_BIT or self.step:
@@ -297,9 +310,15 @@ def _is_float32(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
+def _has_numbers(tensor: Tensor) -> bool:
+    """Derivatives in forward mode have zeros without storage, and shapes worked out beside."""
+    return not tensor.is_meta and not tensor._is_zerotensor()
+
+
 def _floats(nest: Any) -> list[Tensor]:
     leaves = [t for t in tree_leaves(nest) if isinstance(t, Tensor) and t.is_floating_point()]
-    return [t.detach() for t in leaves if t.layout == torch.strided and t.numel()]
+    plain = (t for t in leaves if t.layout == torch.strided and _has_numbers(t))
+    return [t.detach() for t in plain if t.numel()]
 
 
 def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 import mpbook
 from mpbook.watch.histograms import Histogram
@@ -57,7 +58,8 @@ class Seen:
 
     ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
     though all operands were, ``began_nan`` that it was NaN and no operand was; ``signs`` has "+",
-    "-" and "nan" of what was not; ``overflows_at`` is the step of the first overflow of float16.
+    "-" and "nan" of what was not; ``overflows_at`` is the step of the first overflow of float16;
+    ``of_a_mask`` says that an operand held a mask's values already.
     """
 
     key: Key
@@ -75,6 +77,7 @@ class Seen:
     highest: float = -math.inf
     overflows_at: int = 0
     began_nan: bool = False
+    of_a_mask: bool = False
 
     @property
     def operator(self) -> str:
@@ -94,15 +97,34 @@ class Seen:
 # --- Infinities that are meant ----------------------------------------------------------------
 
 _FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
-_MASKS = frozenset("_to_copy copy_ add add_ sub mul neg".split())
-_MASKED_BELOW = 1e6
+PASS_ON = frozenset("_to_copy copy_ add add_ sub mul neg".split())
+"""Operators that hand a mask's values on."""
+MASKED_FROM = 0.99 * 65504.0
+"""The size of what fills a mask: float16's smallest number, with scores added to it, or more."""
+_NOTHING_ELSE = 1e6
 
 
 def is_like_a_mask(seen: Seen) -> bool:
-    """Whether it is infinite, or huge, as a mask is: by constants, or below zero by a cast."""
-    only_below = seen.signs == {"-"} or (not seen.signs and seen.highest < 65504)
-    huge = seen.nonfinite or seen.largest > _MASKED_BELOW
-    return is_a_fill(seen) or (seen.operator in _MASKS and only_below and huge)
+    """Whether it is infinite, or huge, as a mask is: by constants, or below zero by a mask's."""
+    only_below = seen.signs == {"-"} or (not seen.signs and seen.highest < MASKED_FROM)
+    huge = seen.nonfinite or seen.largest >= MASKED_FROM
+    return is_a_fill(seen) or (seen.of_a_mask and only_below and huge)
+
+
+def is_a_mask(value: object) -> bool:
+    """Whether a number or a tensor holds what masks are filled with: the huge, or one value.
+
+    >>> [is_a_mask(value) for value in (-1e9, -100.0, torch.tensor([0.0, -65504.0, -65504.0]))]
+    [True, False, True]
+    """
+    if not isinstance(value, Tensor):
+        return isinstance(value, int | float) and abs(value) >= MASKED_FROM
+    sizes = value.detach().abs().flatten() if value.is_floating_point() else value.new_zeros(0)
+    beyond = sizes[sizes >= MASKED_FROM]
+    if not beyond.numel():
+        return False
+    low, high = beyond.min(), beyond.max()
+    return bool(high > _NOTHING_ELSE or (beyond.numel() > 1 and low > 0.99 * high))
 
 
 def is_a_fill(seen: Seen) -> bool:

@@ -84,7 +84,8 @@ class Diagnosis:
         """Everything that is said, in the order of the report."""
         found: list[Line] = []
         for name, part in self.formats.items():
-            found += [*_survival(part.verdict), *_scale(part.verdict), *_silent(name, part)]
+            found += [*_survival(part.verdict), *_scale(part.verdict)]
+            found += _silent(name, part, repeatable=self.repeatable)
             found += _pure(name, part.pure)
         found += [line for write in self.writes for line in _state(write)]
         found += self._costs()
@@ -195,13 +196,13 @@ def _scale(v: FormatVerdict) -> list[Line]:
     return [Line("loss scale", v.format, f"not needed: {window}", "", "run with and without")]
 
 
-def _silent(name: str, part: FormatReport) -> list[Line]:
+def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:
     v = part.verdict
     found = []
     if v.gradient_error and math.isfinite(v.total):
         worst = max(v.gradient_error, key=lambda key: v.gradient_error[key])
         said = f"gradients {v.total:.1%} off float32's, worst {v.gradient_error[worst]:.1%}"
-        if v.total > WRONG and not v.wrong:
+        if v.total > WRONG and not v.wrong and repeatable:
             said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
     for one in part.flipped:
@@ -244,12 +245,14 @@ def _state(write: Write) -> list[Line]:
 
 
 def _memory(name: str, memory: Memory) -> Line:
-    said = f"{_bytes(memory.activations)} saved for backward"
+    said = "what is saved for backward was not measured"
+    if memory.activations:
+        said = f"{_bytes(memory.activations)} saved for backward"
     if memory.for_each_example is not None:
         four = memory.predicted(4 * memory.examples)
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "
         said += f"{4 * memory.examples}: {_bytes(four or 0)})"
-    said += f"; {_bytes(memory.kept)} of weights, gradients and states"
+    said += f"{'; ' if said else ''}{_bytes(memory.kept)} of weights, gradients and states"
     how = "measured" if memory.for_each_example is None else "measured at two batches"
     return Line("memory", name, said, "", how)
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.failures import suspects
-from mpbook.diagnosis.gradients import total_error
 from mpbook.diagnosis.places import LOSS, Place, is_a_cell
 from mpbook.diagnosis.stepping import Run
-from mpbook.diagnosis.verdicts import WRONG
+from mpbook.diagnosis.verdicts import is_right
 from mpbook.diagnosis.workload import Workload
 
 MOST = 8
@@ -53,6 +52,7 @@ def rescue(
     noise: set[str],
     *,
     steps: int,
+    sensitive: float,
 ) -> Rescue:
     """Search for the fewest parts that make the steps of a failed run finite and right.
 
@@ -62,13 +62,14 @@ def rescue(
         reference: the run in float32.
         noise: parameters whose gradients have no say.
         steps: to run.
+        sensitive: how far float32's gradients move when the weights are rounded.
     """
 
     def holds(places: list[Place]) -> tuple[bool, Run]:
         run = workload.run_scaled(
             failed.dtype, steps=steps, loss_scale=failed.loss_scale, in_float32=places
         )
-        return run.sound and total_error(run, reference, noise) <= WRONG, run
+        return is_right(run, reference, noise, sensitive), run
 
     format = dtype_name(failed.dtype)
     kept: list[Place] = []

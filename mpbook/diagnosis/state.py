@@ -68,19 +68,24 @@ class StateLedger:
     def __init__(self) -> None:
         self.writes: dict[tuple[str, str], Write] = {}
         self._names: dict[int, tuple[str, str]] = {}
-        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
+        self._model: nn.Module | None = None
+        self._buffers: dict[str, Tensor] = {}
 
     def begin(self, model: nn.Module, optimizers: list[Any]) -> None:
         """A step begins: which states there are, and what the buffers hold."""
         self.know(model, optimizers)
-        named = ((n, b) for n, b in model.named_buffers() if _is_kept(b))
-        self._buffers = {n: (b, b.detach().clone()) for n, b in named}
+        self._model = model
+        self._buffers = {n: b.detach().clone() for n, b in model.named_buffers() if _is_kept(b)}
 
     def end(self) -> None:
-        """A step has ended: buffers that were written by the way count too."""
-        for name, (buffer, before) in self._buffers.items():
-            if "buffers" not in {w.state for w in self.writes.values() if w.name == name}:
-                self._add("buffers", name, "a step", before, buffer.detach(), None)
+        """A step has ended: buffers that were written by the way, or replaced, count too."""
+        now = {} if self._model is None else dict(self._model.named_buffers())
+        counted = {w.name for w in self.writes.values() if w.state == "buffers"}
+        for name, before in self._buffers.items():
+            after = now.get(name, before).detach()
+            same_kind = (after.shape, after.dtype) == (before.shape, before.dtype)
+            if name not in counted and same_kind and _is_kept(after):
+                self._add("buffers", name, "a step", before, after, None)
 
     def know(self, model: nn.Module, optimizers: list[Any]) -> None:
         """Which tensors are states, and whose."""

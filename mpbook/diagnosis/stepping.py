@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from mpbook.autocast.policy import autocast_set
-from mpbook.cost.measure import count_bytes, saved_for_backward, state_tensors
+from mpbook.cost.measure import count_bytes, state_tensors
 from mpbook.diagnosis.autocast_of import without_autocast
 from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import each, nonfinite
 from mpbook.diagnosis.operators_seen import Recorder
-from mpbook.diagnosis.places import Place
+from mpbook.diagnosis.places import OPTIMIZER, Place
+from mpbook.diagnosis.scaled_backward import grad_scalers_disabled, scaled_backward
 from mpbook.diagnosis.state import StateLedger
 from mpbook.watch.optimizer_steps import with_wrapped
 
@@ -54,7 +54,7 @@ class Run:
 
 
 class Stepper:
-    """Runs steps, and knows when the optimizer's part begins: unscales, checks, skips."""
+    """Runs steps, and knows when gradients are about to be used: keeps, checks, skips."""
 
     def __init__(
         self,
@@ -79,36 +79,54 @@ class Stepper:
         if self.writes is not None:
             recorder.watch_writes = self.writes.watch
             self.writes.begin(self.model, self._inner())
-        self._step(step, batch, autocast, recorder)
+        try:
+            self._step(step, batch, autocast)
+        except _NotFinite:
+            self.record.skipped += 1
         if self.writes is not None:
             self.writes.end()
 
     def _inner(self) -> list[Any]:
         return [inner for one in each(self.optimizer) for inner in with_wrapped(one)]
 
-    def _step(self, step: Any, batch: Any, autocast: Any, recorder: Recorder) -> None:
+    def _step(self, step: Any, batch: Any, autocast: Any) -> None:
         if not isinstance(step, Call):
-            with self.watching, _ScaledBackward(self.record, recorder), autocast():
+            with self.watching, grad_scalers_disabled(), autocast() as forget, self._scaled(forget):
                 step(self.model, self.optimizer, batch)
             return
         for one in each(self.optimizer):
             one.zero_grad()
         if self.optimizer is None:
             self.model.zero_grad()
-        with self.watching, saved_for_backward(self.model) as count:
+        with self.watching, step.saved(self.model) as count:
             with autocast():
                 loss = step(self.model, batch)
             self.record.activation_bytes = count()
-        with self.watching:
-            self.record.losses.append(float(loss.detach()))
-            (loss.float() * self.record.loss_scale).backward()
-            if self.optimizer is None:
-                self.record.skipped += not self._unscale(self.model.parameters())
-        if self.optimizer is None:
-            self._keep_gradients(self.model.parameters())
+        with self.watching, self._scaled():
+            loss.backward()
         for one in each(self.optimizer):
             with self.watching:
                 one.step()
+
+    def _scaled(self, forget: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Where each backward pass is scaled, and ``forget`` is called as the forward one ends."""
+
+        def begun(roots: list[Tensor]) -> None:
+            self.record.losses += [float(one.detach()) for one in roots if one.numel() == 1]
+            forget()
+
+        def ended() -> None:
+            if self.optimizer is None:
+                self._make_ready(list(self.model.parameters()))
+
+        parameters = [p for one in self._inner() for g in one.param_groups for p in g["params"]]
+        return scaled_backward(
+            self.record.loss_scale,
+            self.record.recorder,
+            [*self.model.parameters(), *parameters],
+            begun=begun,
+            ended=ended,
+        )
 
     def _guarded(self, optimizer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = self.record.recorder
@@ -128,11 +146,15 @@ class Stepper:
         except _NotFinite:
             self.record.skipped += 1
             return None
+        except Exception:
+            if recorder.phase == "update":  # and not a closure's forward pass
+                recorder.last_module = OPTIMIZER
+            raise
         finally:
             recorder.phase = before
 
     def _closure(self, closure: Callable[[], Any], parameters: list[Tensor]) -> Callable[[], Any]:
-        """One that an optimizer calls for a loss and new gradients: under autocast, unscaled."""
+        """One that an optimizer calls for a loss and new gradients: under autocast."""
         kind, recorder = self.device.type, self.record.recorder
         dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
@@ -147,26 +169,15 @@ class Stepper:
         return run
 
     def _make_ready(self, parameters: list[Tensor]) -> None:
-        """Unscale the gradients that an optimizer is about to use, and keep the first ones."""
-        finite = self._unscale(parameters)
+        """Keep the first gradients that are about to be used, and refuse those not finite."""
         self._keep_gradients(parameters)
-        if not finite:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        values = [g._values() if g.is_sparse else g for g in gradients]
+        if not all(bool(v.isfinite().all()) for v in values):
             raise _NotFinite
 
-    def _unscale(self, parameters: Any) -> bool:
-        """Divide the gradients by the loss scale; whether all are finite."""
-        finite = True
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
-            if self.record.loss_scale != 1.0:
-                values.mul_(1.0 / self.record.loss_scale)
-            finite = finite and bool(values.isfinite().all())
-        return finite
-
     def _keep_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Those that an optimizer is about to use: another's are not yet unscaled, or not made."""
+        """Those of the first step that are about to be used: others are not yet made."""
         if self.number:
             return
         used = {id(p) for p in parameters}
@@ -188,21 +199,4 @@ class Stepper:
 
 
 class _NotFinite(Exception):  # noqa: N818
-    """Gradients are not, and the optimizer's step is skipped."""
-
-
-class _ScaledBackward(TorchFunctionMode):
-    """``loss.backward()`` of a loop of one's own, with the loss scaled."""
-
-    def __init__(self, run: Run, recorder: Recorder) -> None:
-        super().__init__()
-        self.record, self.recorder = run, recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one function of torch."""
-        if func is torch.Tensor.backward and args[0].numel() == 1:
-            self.record.losses.append(float(args[0].detach()))
-            with without_autocast(args[0].device):
-                scaled = args[0].float() * self.record.loss_scale
-                return func(scaled, *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    """Gradients are not, and the step that would use them is skipped."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpbook.diagnosis.places import MODEL
+from mpbook.diagnosis.failures import in_16_bit
+from mpbook.diagnosis.places import MODEL, Place
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.workload import Workload
 from mpbook.distributed import rank_and_ranks
@@ -21,6 +22,10 @@ def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
     for name in workload.compiled:
         what = "compiled code: it was run as written; compiled kernels keep float32 between the "
         found.append((f"{what}operators they fuse", name))
+    narrow = _first_in_16_bits(run)
+    if narrow is not None:
+        what = "float32 alone: the model computes in 16 bits itself, in the float32 run too, and "
+        found.append((f"{what}errors are against that", str(narrow)))
     for name in _never_called(workload.model, run):
         found.append(("a module that these batches never called", name))
     for what, count in sorted(run.recorder.unseen.items()):
@@ -30,9 +35,21 @@ def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
         found.append((f'{what}"not implemented for ComplexFloat"): scale by hand', ""))
     if workload.optimizer is None:
         found.append(("updates and states: no optimizer was passed", ""))
+    for name in sorted(workload.outside.changed):
+        what = "what it does: the step knows it by itself, so it was put back and is no copy's"
+        found.append((what, name))
+    if not run.gradients:
+        found.append(("gradients: no weight had one in its .grad, so none was compared", ""))
     if workload.target == "cuda" and workload.device.type == "cpu":
         found.append(("a GPU: CUDA's autocast was imitated, its kernels were a CPU's", ""))
     return found
+
+
+def _first_in_16_bits(run: Run) -> Place | None:
+    """Where a run in float32 computes in 16 bits: by a cast or an autocast of the model's own."""
+    casts = ("_to_copy", "copy_")
+    found = (s for s in in_16_bit(run, phase="forward") if s.operator not in casts)
+    return next((s.key.place for s in found), None)
 
 
 def _never_called(model: nn.Module, run: Run) -> list[str]:

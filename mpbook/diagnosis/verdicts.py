@@ -19,6 +19,7 @@ from mpbook.diagnosis.failures import (
     first_nan,
     infinities,
     overflowing,
+    overflows,
     scale_window,
     suspects,
     tightest,
@@ -30,13 +31,13 @@ from mpbook.diagnosis.gradients import (
     relative_errors,
     total_error,
 )
-from mpbook.diagnosis.places import Place, Seen, is_like_a_mask
+from mpbook.diagnosis.places import Place, Seen
 from mpbook.diagnosis.stepping import Run
 
 Survives = Literal["yes", "with a loss scale", "no", "fails in float32 too"]
 
 WRONG = 0.3
-"""Relative error of all gradients together from which on they point somewhere else."""
+"""Relative error of all gradients together, or of one behind an overflow, that counts as wrong."""
 CHAOTIC = 10.0
 """Times the error that rounding the weights alone makes: below, the model and not an operator."""
 NEEDED = 0.2
@@ -110,9 +111,13 @@ def judge_float16(
         failed = _failed(found, run, reference)
         unsaid = "the run fails; magnitudes alone did not say so"
         return failed if found.forecast else replace(failed, contradictions=(unsaid,))
-    infinite = next((s for s in infinities(run, reference) if not is_like_a_mask(s)), None)
+    infinite = next(iter(overflows(run, reference)), None)
     if found.total > WRONG and (infinite or found.total > CHAOTIC * sensitive):
         reason = _is_wrong(found.total, infinite)
+        return replace(found, survives="no", reason=reason, failure=infinite, wrong=True)
+    silenced = _silenced(found.gradient_error, sensitive)
+    if infinite and silenced:
+        reason = _is_wrong(found.gradient_error[silenced], infinite, silenced)
         return replace(found, survives="no", reason=reason, failure=infinite, wrong=True)
     said = _contradictions(found.forecast, run, reference)
     if found.loss_scale_needed:
@@ -134,6 +139,23 @@ def judge_without_scale(
     if found.total > max(WRONG, CHAOTIC * sensitive):
         return replace(found, survives="no", reason=_is_wrong(found.total), wrong=True)
     return replace(found, survives="yes", reason=_is_finite(run))
+
+
+def is_right(run: Run, reference: Run, noise: set[str], sensitive: float) -> bool:
+    """Whether a run is finite, and no gradient points somewhere else, of all or behind an overflow.
+
+    All gradients as one vector say nothing of a layer whose own are small.
+    """
+    if not run.sound or total_error(run, reference, noise) > WRONG:
+        return False
+    errors = relative_errors(run, reference, noise)
+    return not (overflows(run, reference) and _silenced(errors, sensitive))
+
+
+def _silenced(errors: dict[str, float], sensitive: float) -> str:
+    """The parameter whose gradient is off most, if it is wrong; else nothing."""
+    worst = max(errors, key=lambda name: errors[name], default="")
+    return worst if errors.get(worst, 0.0) > max(WRONG, CHAOTIC * sensitive) else ""
 
 
 def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
@@ -193,9 +215,10 @@ def _fails(failure: Seen | None, run: Run) -> str:
     return f"{failure} is {sort} at step {failure.step + 1}{cause}{largest}{behind}"
 
 
-def _is_wrong(error: float, suspect: Seen | None = None) -> str:
+def _is_wrong(error: float, suspect: Seen | None = None, parameter: str = "") -> str:
     where = f"; {suspect} overflows, and what is divided by it is 0" if suspect else ""
-    return f"finite, and wrong: the gradients are {error:.0%} off those of float32{where}"
+    which = f"gradient of {parameter} is" if parameter else "gradients are"
+    return f"finite, and wrong: the {which} {error:.0%} off float32's{where}"
 
 
 def _is_finite(run: Run) -> str:

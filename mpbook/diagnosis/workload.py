@@ -3,12 +3,14 @@
 Nothing that the reader passes is run.  Model, optimizer and a loss that has parameters are copied
 together, so that the copied optimizer updates the copied model; the random numbers start the same
 in each run and are put back after all of them.  What a loop of one's own reaches by other ways than
-its arguments is not a copy, and `Workload.left_alone` says so.
+its arguments is not a copy: what a step knows is put back (`mpbook.diagnosis.outside`), and what
+trains or runs the model itself is refused (`mpbook.diagnosis.left_alone`).
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -19,17 +21,21 @@ from torch import nn
 
 from mpbook.copies import deep_copy
 from mpbook.device import matmul_emulation
-from mpbook.diagnosis.autocast_of import autocast_of
+from mpbook.diagnosis.autocast_of import as_on_a_gpu, autocast_of
 from mpbook.diagnosis.batches import Call
 from mpbook.diagnosis.copies import (
     checked_optimizer,
     complete,
     convert,
+    convert_states,
     converted,
+    convertible,
+    copy_of_module,
     device_of,
     each,
     eager,
     made_by_hooks,
+    must_own_weights,
     own_name,
     round_weights,
     same_random_numbers,
@@ -37,7 +43,9 @@ from mpbook.diagnosis.copies import (
     without_master_copies,
 )
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
+from mpbook.diagnosis.left_alone import NOT_THE_COPY, left_alone
 from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.outside import Outside
 from mpbook.diagnosis.places import LOSS, Place
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
@@ -48,6 +56,11 @@ from mpbook.watch.optimizer_steps import with_wrapped
 
 Target = Literal["cuda", "cpu"]
 Step = Callable[[Any, Any, Any], Any]
+
+_AT_ITS_END = (
+    "step: an iterator that it draws from is at its end, and each format runs the steps again; "
+    "expected a step that computes on the batch that it is given: pass the batches as batches="
+)
 
 
 class Workload:
@@ -61,7 +74,8 @@ class Workload:
 
     Raises:
         TypeError: a model that is no module, an optimizer that is none.
-        ValueError: a model on the meta device, or one that is sharded.
+        ValueError: a model on the meta device, or one that is sharded; an optimizer of another
+            model.
     """
 
     def __init__(
@@ -81,8 +95,10 @@ class Workload:
         self.batches, self.loss, self.step, self.target = batches, loss, step, target
         self.device = device_of(self.model, batches)
         self.optimizer = checked_optimizer(optimizer, self.model, own_step=step is not None)
+        must_own_weights(self.optimizer, self.model)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
+        self.outside = Outside(step, each(self.optimizer), but=self.model)
 
     def of_batches(self, batches: list[Any]) -> Workload:
         """The same model on other batches."""
@@ -135,12 +151,15 @@ class Workload:
         inputs = weights or next(iter(self.narrow), None)
         computed = inputs if inputs in SIXTEEN_BIT else dtype
         inside = partial(autocast_of, self.target, autocast, self.device)
+        self.outside.put_back()
         with self._surroundings(recorder, computed, lines):
             try:
                 for number, batch in enumerate(self.batches[:steps]):
-                    own = mapped(partial(converted, dtype=inputs), batch)
+                    own = mapped(partial(converted, dtype=inputs, given=self.given), batch)
                     stepper.run(number, self.step or call, own, inside)
             except Exception as error:
+                if isinstance(error, StopIteration) and self.step is not None:
+                    raise RuntimeError(_AT_ITS_END) from error
                 run.error, run.error_place = error, recorder.place_of(error)
         stepper.finish()
         return run
@@ -153,10 +172,13 @@ class Workload:
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.device))
             stack.enter_context(eager())
+            stack.enter_context(as_on_a_gpu(self.target, self.device))
             stack.enter_context(matmul_emulation(computed, self.device))
             stack.enter_context(recorder.hooks())
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(warnings.catch_warnings())  # of the optimizer, for its copy steps
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             if lines:
                 stack.enter_context(Float32Lines(lines))
             yield
@@ -170,42 +192,40 @@ class Workload:
         return run
 
     def is_repeatable(self, reference: Run) -> bool:
-        """Whether the first step gives the same loss again."""
-        again = self.run(torch.float32, steps=1, watched=False)
-        return not reference.losses or again.losses[:1] == reference.losses[:1]
+        """Whether the first step gives the same loss again, and once more if it is one's own.
+
+        One that draws from a cycle of batches may be at the same one after as many steps.
+        """
+        times = 1 if self.step is None else 2
+        again = [self.run(torch.float32, steps=1, watched=False) for _ in range(times)]
+        first = reference.losses[:1]
+        return not first or all(run.losses[:1] == first for run in again)
 
     @contextmanager
     def left_alone(self) -> Iterator[None]:
-        """Gradients, weights and buffers are as they were when this ends.
+        """Gradients, weights, buffers and what the step knows are as they were when this ends."""
+        modules = [m for m in (self.model, self.loss) if isinstance(m, nn.Module)]
+        with left_alone(*modules, own_step=self.step is not None):
+            try:
+                yield
+            finally:
+                self.outside.put_back()
+
+    def must_have_reached_the_copy(self, reference: Run) -> None:
+        """A sound run in float32 that gave the copy no gradient was a run of something else.
 
         Raises:
-            RuntimeError: a weight was written to, by a step or loss that knows the model itself.
+            ValueError: it was.
         """
-        held = [*self.model.parameters(), *self.model.buffers()]
-        before = [(t, t.grad if t.is_leaf else None, t._version) for t in held]
-        saved = [None if self.step is None else t.detach().clone() for t in held]
-        try:
-            yield
-        finally:
-            written = []
-            for (tensor, grad, version), copied in zip(before, saved, strict=True):
-                if tensor.is_leaf:
-                    tensor.grad = grad
-                if tensor._version != version:
-                    written.append(tensor)
-                    if copied is not None:
-                        tensor.data.copy_(copied)
-        if written:
-            raise RuntimeError(
-                "step: writes to the model that it was made with, not to the copy that it is "
-                "given; use its arguments, step(model, optimizer, batch), throughout"
-            )
+        if reference.sound and self.step is None and not reference.gradients:
+            raise ValueError(f"model: its copy got no gradient: {NOT_THE_COPY}")
 
     def _copies(self, weights: torch.dtype | None) -> tuple[nn.Module, Any, Call]:
-        loss = self.loss if isinstance(self.loss, nn.Module) else None
         memo = {id(t): t.detach().clone() for t in made_by_hooks(self.model)}
-        given = self.model, self.optimizer, loss
-        model, optimizer, loss = deep_copy(given, what="model, optimizer, loss", memo=memo)
+        model = copy_of_module(self.model, memo, what="model")
+        is_module = isinstance(self.loss, nn.Module)
+        loss = copy_of_module(self.loss, memo, what="loss") if is_module else None
+        optimizer = deep_copy(self.optimizer, what="optimizer", memo=memo)
         for one, theirs in zip(each(optimizer), each(self.optimizer), strict=True):
             for inner, original in zip(with_wrapped(one), with_wrapped(theirs), strict=True):
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
@@ -213,9 +233,11 @@ class Workload:
         if weights is not None:
             if self.narrow:
                 optimizer = without_master_copies(optimizer, model)
+            dtypes = convertible(self.given)
             for module in (model, loss):
                 if module is not None:
-                    convert(module, weights, self.given | {torch.float32, torch.float64})
+                    convert(module, weights, dtypes)
+            convert_states(optimizer, weights, dtypes)
         return model, optimizer, self.call.with_loss(self.loss if loss is None else loss)
 
     def find_call(self) -> None:
@@ -228,7 +250,9 @@ class Workload:
         if self.step is not None:
             return
         model, _, call = self._copies(torch.float32)
-        batch = mapped(partial(converted, dtype=torch.float32), self.batches[0])
-        with same_random_numbers(self.device), eager():
-            call(model, batch)
+        own = partial(converted, dtype=torch.float32, given=self.given)
+        imitated = as_on_a_gpu(self.target, self.device)
+        with same_random_numbers(self.device), eager(), imitated:
+            call(model, mapped(own, self.batches[0]))
+            call.find_saved(model, mapped(own, self.batches[0]))
         self.call = call.with_loss(self.loss)

@@ -82,3 +82,11 @@ def test_the_lists_are_this_torchs() -> None:
     assert found["aten::exp"] == "float32"
     assert found["aten::addcmul"] == "widest input"
     assert found["aten::cross_entropy_loss"] is None  # a CPU's autocast alone has it
+
+
+def test_an_inner_region_has_its_own_dtype_and_cudas_rules_without_an_outer_one_too() -> None:
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    for dtype in (torch.float16, torch.float32):
+        with autocast_of("cuda", dtype, CPU), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+            assert torch.exp(layer(x)).dtype == torch.float32

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import linecache
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mpbook.diagnosis import diagnose
 from mpbook.diagnosis.operators_seen import Recorder
-from mpbook.diagnosis.places import LOSS, Seen
+from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
+from mpbook.diagnosis.zoo.cases import Lambda
 
 
 class Scores(nn.Module):
@@ -115,3 +119,67 @@ def test_whole_numbers_that_16_bits_cannot_tell_apart_are_noted() -> None:
         with recorder:
             recorder.model(torch.ones(1))
         assert len(recorder.rounded) == noted
+
+
+def _masks(function: Callable[[Tensor], Tensor]) -> list[bool]:
+    """Of each result at the end of float16 or beyond, in order, whether it counts as a mask's."""
+    found = seen(Lambda(function), torch.tensor([1.0, 2.0, 3.0]))
+    return [is_like_a_mask(s) for s in found if s.nonfinite or s.largest > 65e3]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: -(x.half() * 200) * (x.half() * 200),
+        lambda x: x.half() - (x.half() * 16000) * (x.half() * 4),
+        lambda x: (x * -50000 - 20000).half(),
+    ],
+    ids=["a square with a minus", "a difference", "a cast of activations"],
+)
+def test_a_negative_overflow_of_moderate_operands_is_no_mask(function: Any) -> None:
+    found = _masks(function)
+    assert found and not any(found)
+
+
+@pytest.mark.parametrize("fill", [-1e5, -1e9, torch.finfo(torch.float16).min])
+@pytest.mark.parametrize("kind", ["added", "by a product", "cast", "cast after a sum", "in place"])
+def test_what_a_mask_hands_on_is_a_mask(fill: float, kind: str) -> None:
+    hidden = torch.tensor([0.0, 1.0, 1.0])
+    written = hidden * fill
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "added": lambda x: x + written,
+        "by a product": lambda x: x + hidden * fill,
+        "cast": lambda x: written.half(),
+        "cast after a sum": lambda x: (x + written).half(),
+        "in place": lambda x: x.clone().add_(written),
+    }
+    found = _masks(functions[kind])
+    assert found and all(found)
+
+
+def test_a_mask_of_float16s_smallest_number_is_not_near_to_overflow() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.register_buffer("mask", torch.ones(4, 4).triu(1) * torch.finfo(torch.float16).min)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return F.scaled_dot_product_attention(y, y, y, attn_mask=self.mask)
+
+    torch.manual_seed(0)
+    found = diagnose(Attention(), torch.randn(2, 4, 8), loss=lambda o: o.square().mean(),
+                     formats=["float16"], steps=1)  # fmt: skip
+    assert found.of("float16").headroom > 5 and found.of("float16").forecast is None
+
+
+def test_a_square_with_a_minus_gets_the_advice_of_a_square() -> None:
+    model = Lambda(lambda x: (-(x * 400) * (x * 400)) / 1e6)
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 8), model, nn.Linear(8, 3))
+    found = diagnose(layers, (torch.linspace(-3, 3, 32).view(4, 8), torch.arange(4) % 3),
+                     loss=F.cross_entropy, formats=["float16"], steps=1, rescue=False)  # fmt: skip
+    verdict = found.of("float16")
+    assert verdict.survives == "no" and verdict.forecast is not None
+    assert "square" in found.advice[0].what

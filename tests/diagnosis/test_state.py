@@ -70,6 +70,13 @@ def test_a_buffer_that_a_kernel_writes_by_the_way_is_compared_at_the_end_of_the_
     assert any(w.state == "buffers" and w.share(BRAIN) > 0.4 for w in found.values())
 
 
+def test_a_buffer_that_is_replaced_is_compared_by_its_name() -> None:
+    def replace(model: nn.Module) -> None:
+        model.average = model.average * 0.999  # type: ignore[operator]
+
+    assert ledger_of(Ones(), replace)["buffers", "a step"].share(BRAIN) == 1
+
+
 def test_what_is_in_16_bits_itself_is_compared_with_float32() -> None:
     found = ledger_of(Ones(BRAIN), lambda m: m.weight.add_(2**-9))["weights", "add_"]
     assert found.really_swallowed == 8 and found.changed == 8

@@ -187,3 +187,24 @@ def test_an_ill_conditioned_model_is_not_told_that_there_is_nothing_to_do() -> N
     seen = FormatVerdict("bfloat16", "yes", "", total=0.9, sensitive=0.7)
     (found,) = advise({"bfloat16": seen}, {}, [])
     assert "90% off float32's" in found.what and "by 70%" in found.what
+
+
+class OwnAutocast(nn.Module):
+    """Beyond float16 inside its own region, which is in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            h = self.net[0](x)
+            return self.net[2](h * h / 1e6).float()
+
+
+def test_a_models_own_autocast_keeps_its_dtype_and_the_report_says_that_it_is_there() -> None:
+    found = diagnose(OwnAutocast(), batch(scale=1e3), loss=F.cross_entropy, **FAST)
+    assert found.survives("float16") == "yes"
+    assert any("computes in 16 bits itself" in what for what, _ in found.unseen)
+    plain = diagnose(mlp(), batch(), loss=F.cross_entropy, **FAST)
+    assert not any("computes in 16 bits itself" in what for what, _ in plain.unseen)

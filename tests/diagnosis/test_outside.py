@@ -1,0 +1,134 @@
+"""What a step knows by other ways than its arguments is as it was, whatever the step does to it."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mpbook.diagnosis import diagnose
+from mpbook.diagnosis.outside import Outside
+
+FLOAT16: dict[str, Any] = {"formats": ["float16"], "steps": 2, "rescue": False}
+GLOBAL = torch.Generator().manual_seed(0)
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+
+def train(model: Any, optimizer: Any, given: Any) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(given[0]), given[1]).backward()
+    optimizer.step()
+
+
+def scheduled(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scheduler_leaves_the_learning_rate_that_was_passed() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = scheduled(optimizer)
+    before = scheduler.state_dict()
+
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        train(model, optimizer, given)
+        scheduler.step()
+
+    found = diagnose(model, batch(), step=step, optimizer=optimizer, **FLOAT16)
+    assert optimizer.param_groups[0]["lr"] == 0.1 and scheduler.state_dict() == before
+    assert found.survives("float16") == "yes"
+    assert "StepLR" in {where for _, where in found.unseen}
+
+
+def test_a_step_that_changes_nothing_outside_has_no_line() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = scheduled(optimizer)
+
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        assert scheduler.get_last_lr()
+        train(model, optimizer, given)
+
+    found = diagnose(model, batch(), step=step, optimizer=optimizer, **FLOAT16)
+    assert not {"StepLR", "AdamW"} & {where for _, where in found.unseen}
+
+
+def test_an_average_of_the_weights_is_the_one_that_it_was() -> None:
+    model = mlp()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    before = [t.detach().clone() for t in average.state_dict().values()]
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.parts = {"average": average}
+
+        def step(self, model: Any, optimizer: Any, given: Any) -> None:
+            train(model, optimizer, given)
+            self.parts["average"].update_parameters(model)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    diagnose(model, batch(), step=Trainer().step, optimizer=optimizer, **FLOAT16)
+    assert all(map(torch.equal, before, average.state_dict().values()))
+
+
+def test_the_states_of_an_optimizer_that_is_no_argument_are_put_back() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, optimizer, batch())
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+
+    def step(_model: Any, _optimizer: Any, given: Any) -> None:
+        train(model, optimizer, given)
+
+    with pytest.raises(RuntimeError, match="use its arguments, step"):
+        diagnose(model, batch(), step=step, optimizer=torch.optim.SGD, **FLOAT16)
+    assert set(optimizer.state) == set(model.parameters())
+    kept = [state["exp_avg"] for state in optimizer.state.values()]
+    assert all(map(torch.equal, moments, kept))
+
+
+def test_random_numbers_of_its_own_are_the_same_in_each_run_and_afterwards() -> None:
+    generator = torch.Generator().manual_seed(0)
+    others = random.Random(0), numpy.random.default_rng(0)
+    before = generator.get_state(), GLOBAL.get_state()
+
+    def step(model: Any, optimizer: Any, given: Any, factor: float = 1.0) -> None:
+        noise = torch.randn(16, 8, generator=generator) + torch.randn(16, 8, generator=GLOBAL)
+        factor *= others[0].random() + float(others[1].random())
+        train(model, optimizer, (given[0] + factor * noise, given[1]))
+
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    found = diagnose(mlp(), batch(), step=partial(step, factor=0.5), optimizer=optimizer, **FLOAT16)
+    assert found.repeatable and found.of("float16").total < 0.02
+    assert torch.equal(generator.get_state(), before[0])
+    assert torch.equal(GLOBAL.get_state(), before[1])
+    assert others[0].random() == random.Random(0).random()
+    assert others[1].random() == numpy.random.default_rng(0).random()
+
+
+def test_nothing_is_kept_of_a_model_that_is_looked_after_elsewhere() -> None:
+    model = mlp()
+
+    def step(_model: Any, _optimizer: Any, _batch: Any) -> Any:
+        return model
+
+    outside = Outside(step, [], but=model)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    outside.put_back()
+    assert not outside.changed
