@@ -23,7 +23,7 @@ OF_A_STEP = (
 NOT_THE_COPY = (
     "what runs is the original and not the copy that is diagnosed, so nothing can be said of it; a "
     "function that was made with the model itself (lambda x: self.layer(x) or "
-    "torch.compile(self.method) in __init__, or a loss that calls the model) keeps the original: "
+    "a compiled self.method in __init__, or a loss that calls the model) keeps the original: "
     "make it a method of the model, and let a loss use its arguments"
 )
 
