@@ -151,8 +151,9 @@ def _by_format(
         verdict, run = _judged(format, workload, reference, wide, silent, steps)
         part = FormatReport(verdict)
         if verdict.survives == "no" and rescued:
-            part.rescue = _rescue(workload, run, reference, silent, steps=steps,
-                                  sensitive=verdict.sensitive)  # fmt: skip
+            part.rescue = _rescue(
+                workload, run, reference, silent, steps=steps, sensitive=verdict.sensitive
+            )
         if run.error is None:
             part.flipped = tuple(flipped(run, reference))
             part.rounded = dict(run.recorder.rounded)

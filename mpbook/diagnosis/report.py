@@ -252,7 +252,7 @@ def _memory(name: str, memory: Memory) -> Line:
         four = memory.predicted(4 * memory.examples)
         said += f", {_bytes(memory.for_each_example)} an example (predicted for "
         said += f"{4 * memory.examples}: {_bytes(four or 0)})"
-    said += f"{'; ' if said else ''}{_bytes(memory.kept)} of weights, gradients and states"
+    said += f"; {_bytes(memory.kept)} of weights, gradients and states"
     how = "measured" if memory.for_each_example is None else "measured at two batches"
     return Line("memory", name, said, "", how)
 
