@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import Seen, is_like_a_mask
-from mpbook.diagnosis.rescue import Rescue
+from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
 from mpbook.diagnosis.verdicts import NEAR, WRONG, FormatVerdict
 from mpbook.master_weights import SIXTEEN_BIT
@@ -119,7 +120,39 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
         "without overflow",
         _MASK,
     ),
+    (
+        "Unsupported dtype",  # of a CPU's FFT
+        (
+            "take Fourier transforms in float32: a GPU has them in float16 for powers of two only, "
+            "and not in bfloat16",
+            "spectrum = torch.fft.rfft(x.float())",
+            "practice/own_model_traps.html#own-fft",
+        ),
+    ),
 )
+
+_POSITIONS = "formats_that_need_less/bf16.html#bf16-positions"
+_WHOLE_NUMBERS = (
+    "positions, times or indices are rounded: make them in float32, and cast what follows",
+    "positions = torch.arange(length, dtype=torch.float32)",
+    _POSITIONS,
+)
+_BECAUSE: dict[Because, tuple[str, str]] = {
+    "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
+    "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
+    "underflow": (
+        "results there are below the normal numbers of 16 bits, where digits are lost or all is 0",
+        "numbers/precision_formats_traps.html#formats-eps",
+    ),
+    "rounding": (
+        "rounding there is too coarse, as of a difference of nearly equal numbers",
+        "numbers/rounding_and_sums_traps.html#sums-variance",
+    ),
+}
+"""What 16 bits do to places where a run is finite and wrong, and the section about it."""
+
+NOTICED = 0.05
+"""Relative error of all gradients that is worth a word where it can be halved."""
 
 _UNEQUAL_RUNS = Advice(
     "every format",
@@ -130,39 +163,37 @@ _UNEQUAL_RUNS = Advice(
 
 
 def advise(
-    verdicts: dict[str, FormatVerdict],
-    rescues: dict[str, Rescue],
-    writes: list[Write],
-    *,
-    repeatable: bool = True,
+    reports: dict[str, FormatReport], writes: list[Write], *, repeatable: bool = True
 ) -> list[Advice]:
     """What to do, most urgent first: what fails, what needs a scale, what stands still."""
     first = []
     if not repeatable:  # then what was compared says nothing
         first = [_UNEQUAL_RUNS]
-        verdicts = {f: replace(v, wrong=False, total=0.0) for f, v in verdicts.items()}
-    found = [advice for v in verdicts.values() for advice in _for_a_format(v, verdicts, rescues)]
+        reports = {f: _without_comparisons(r) for f, r in reports.items()}
+    found = [advice for r in reports.values() for advice in _for_a_format(r, reports)]
     return [*first, *found, *_for_states(writes)]
 
 
-def _for_a_format(
-    v: FormatVerdict, verdicts: dict[str, FormatVerdict], rescues: dict[str, Rescue]
-) -> Iterator[Advice]:
+def _without_comparisons(report: FormatReport) -> FormatReport:
+    verdict = replace(report.verdict, wrong=False, total=0.0)
+    return replace(report, verdict=verdict, total_without=None)
+
+
+def _for_a_format(report: FormatReport, reports: dict[str, FormatReport]) -> Iterator[Advice]:
+    v = report.verdict
     if v.survives == "fails in float32 too":
-        if v.format == next(iter(verdicts)):
+        if v.format == next(iter(reports)):
             what = "mend the float32 run first: no format is to blame for what begins there"
             if v.failure is not None and v.failure.dtype in SIXTEEN_BIT:
                 what = f"the model casts to 16 bits itself, without autocast too: {v.failure}"
+            if v.given:
+                what = f"mend what was passed first: {v.given}"
             yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
         return
     if v.survives == "no":
         yield from _cures(v)
-        found = rescues.get(v.format)
-        if found is not None and found.holds:
-            parts = ", ".join(map(str, found.places))
-            yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
-                         "recipe/autocast_traps.html#autocast-island")  # fmt: skip
-        other = verdicts.get("bfloat16")
+        yield from _rescues(v, report.rescue)
+        other = reports["bfloat16"].verdict if "bfloat16" in reports else None
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
         if v.format == "float16" and holds:
             yield Advice(v.format, "or train in bfloat16, which survives these steps", _BFLOAT16,
@@ -170,6 +201,8 @@ def _for_a_format(
     if v.survives == "with a loss scale":
         yield Advice(v.format, "scale the loss", _LOOP.format(scale=v.loss_scale),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
+    if v.survives != "no":
+        yield from _for_what_survives(v, report.total_without)
     if v.survives == "yes" and v.total > WRONG:
         what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
         what += f"moves them by {v.sensitive:.0%}, so compare a longer run with float32's"
@@ -177,11 +210,47 @@ def _for_a_format(
     if v.survives != "no" and 0 <= v.headroom < NEAR:
         yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
                      "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip
+    pure = report.pure
+    if report.given and pure is not None and pure.survives == "no":
+        yield Advice(f"{v.format} weights", f"they were passed so, and training them without "
+                     f"autocast fails ({pure.reason}): keep them in float32, and let autocast cast",
+                     "model = model.float()  # before the optimizer is made",
+                     "recipe/master_weights_traps.html#mw-adam-nan")  # fmt: skip
     if any(name.endswith(("running_mean", "running_var")) for name in v.nonfinite_after):
         what = "a skipped step has written to a batch norm's buffers already: reset or recompute "
         yield Advice(v.format, f"{what}them", "model.apply(lambda m: m.reset_running_stats() if "
                      "hasattr(m, 'reset_running_stats') else None)",
                      "recipe/autocast_traps.html#autocast-batch-norm")  # fmt: skip
+
+
+def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterator[Advice]:
+    if v.failure is not None:
+        yield Advice(v.format, "training goes on, but the loss that is printed is not finite, and "
+                     f"a loop that stops for it stops: compute it in float32 ({v.failure})",
+                     OF_THE_LOSS, "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+    if total_without is not None and v.total > max(NOTICED, 2 * total_without):
+        yield Advice(
+            v.format,
+            f"{_WHOLE_NUMBERS[0]}: gradients are {v.total:.0%} off float32's, "
+            f"and {total_without:.1%} with them in float32",
+            *_WHOLE_NUMBERS[1:],
+        )
+
+
+def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
+    """The fewest parts to keep in float32: all that is known where nothing was infinite."""
+    if found is not None and found.holds:
+        parts = ", ".join(map(str, found.places))
+        if not v.wrong or v.failure is not None:
+            yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
+                         "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+            return
+        what, page = _BECAUSE[found.because]
+        left = f"; gradients are {found.total:.1%} off float32's then"
+        yield Advice(v.format, f"{what}: keep in float32 {parts}{left}", found.code, page)
+    elif v.wrong and v.failure is None:
+        what = "no few places are to blame: rounding moves these gradients wherever it happens, so "
+        yield Advice(v.format, f"{what}compare a longer run with float32's")
 
 
 def _cures(v: FormatVerdict) -> Iterator[Advice]:
@@ -192,11 +261,6 @@ def _cures(v: FormatVerdict) -> Iterator[Advice]:
     if seen is not None:
         what, lines, page = _of_an_operator(seen, v.behind)
         yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
-    if v.wrong and seen is None:
-        yield Advice(v.format, "whole numbers such as positions, differences of large numbers and "
-                     "sums by hand want float32: cast their results, not their operands",
-                     "positions = torch.arange(length, dtype=torch.float32)",
-                     "formats_that_need_less/bf16.html#bf16-positions")  # fmt: skip
 
 
 def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:

@@ -15,9 +15,10 @@ from mpbook.diagnosis.batches import as_batches
 from mpbook.diagnosis.choices import flipped
 from mpbook.diagnosis.costs import find_roof, memory, seconds
 from mpbook.diagnosis.failures import suggested_scale
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.gradients import total_error
 from mpbook.diagnosis.noise_floor import noise
-from mpbook.diagnosis.report import Diagnosis, FormatReport
+from mpbook.diagnosis.report import Diagnosis
 from mpbook.diagnosis.rescue import rescue as _rescue
 from mpbook.diagnosis.state import StateLedger, Write
 from mpbook.diagnosis.stepping import Run
@@ -111,7 +112,8 @@ def _diagnosed(
     writes = ledger.by_state() if workload.optimizer is not None else []
     report = Diagnosis(roof=roof.name, steps=steps, writes=tuple(writes))
     if not reference.sound:
-        found = {f: verdicts.judge_broken_reference(f, reference) for f in formats}
+        given = workload.not_finite(steps)
+        found = {f: verdicts.judge_broken_reference(f, reference, given) for f in formats}
         report.formats = {f: FormatReport(v) for f, v in found.items()}
     else:
         report.repeatable = workload.is_repeatable(reference)
@@ -121,9 +123,7 @@ def _diagnosed(
         report.memory_float32 = memory(workload, reference)
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
-    judged = {f: r.verdict for f, r in report.formats.items()}
-    rescues = {f: r.rescue for f, r in report.formats.items() if r.rescue is not None}
-    report.advice = tuple(advise(judged, rescues, writes, repeatable=report.repeatable))
+    report.advice = tuple(advise(report.formats, writes, repeatable=report.repeatable))
     return report
 
 
@@ -157,10 +157,12 @@ def _by_format(
         if run.error is None:
             part.flipped = tuple(flipped(run, reference))
             part.rounded = dict(run.recorder.rounded)
+            part.total_without = _total_without_rounding(workload, run, reference, silent)
             part.memory = memory(workload, run)
             part.speed = seconds(reference, roof) / max(seconds(run, roof), 1e-12)
         dtype = getattr(torch, format)
         pure = workload.run(torch.float32, steps=steps, weights=dtype)
+        part.given = dtype in workload.narrow
         part.pure = verdicts.judge_without_scale(format, pure, reference, silent, verdict.sensitive)
         found[format] = part
     return found
@@ -175,6 +177,17 @@ def _judged(
     unscaled = workload.run(torch.float16, steps=1)
     run = workload.run_scaled(torch.float16, steps=steps, loss_scale=suggested_scale(wide))
     return verdicts.judge_float16(run, unscaled, wide, reference, noise, sensitive), run
+
+
+def _total_without_rounding(
+    workload: Workload, run: Run, reference: Run, noise: set[str]
+) -> float | None:
+    """How far off gradients are where whole numbers stay in float32; None if none was rounded."""
+    if not (run.sound and run.recorder.rounded):
+        return None
+    places = list(run.recorder.rounded)
+    kept = workload.run(run.dtype, steps=1, loss_scale=run.loss_scale, in_float32=places)
+    return total_error(kept, reference, noise) if kept.sound else None
 
 
 def _sensitivity(workload: Workload, reference: Run, noise: set[str], dtype: torch.dtype) -> float:

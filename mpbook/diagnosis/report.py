@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.advice import Advice
-from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.costs import Memory
-from mpbook.diagnosis.places import Place, Seen
-from mpbook.diagnosis.rescue import Rescue
+from mpbook.diagnosis.format_report import FormatReport
+from mpbook.diagnosis.places import Seen
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.verdicts import WRONG, FormatVerdict, Survives
 from mpbook.master_weights import SIXTEEN_BIT
@@ -32,19 +31,6 @@ class Line:
     finding: str
     place: str = ""
     how: str = ""
-
-
-@dataclass
-class FormatReport:
-    """Everything about one format; ``pure`` is about weights that are in it themselves."""
-
-    verdict: FormatVerdict
-    rescue: Rescue | None = None
-    flipped: tuple[Flipped, ...] = ()
-    rounded: dict[Place, tuple[str, float]] = field(default_factory=dict)
-    memory: Memory | None = None
-    pure: FormatVerdict | None = None
-    speed: float | None = None
 
 
 @dataclass

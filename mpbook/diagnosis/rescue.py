@@ -1,36 +1,47 @@
-"""The smallest rescue: the fewest lines or modules to keep in float32 so that a format holds.
+"""The fewest parts to keep in float32: found, tried, and printed so that they can be pasted.
 
-The part that fails first is kept in float32 and the steps run again, until they are finite and
-right, or nothing new fails.  Then each part is left out once: what holds without it is not needed.
+Where a run is not finite, what began it says which parts to try.  Where it is finite and wrong,
+nothing does: then the places of the forward pass are halved, until those are left without which
+the gradients point elsewhere.
 """
 
 from __future__ import annotations
 
 import linecache
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from mpbook.autocast.policy import dtype_name
-from mpbook.diagnosis.failures import suspects
-from mpbook.diagnosis.places import LOSS, Place, is_a_cell
+from mpbook.diagnosis.failures import in_16_bit, overflows, suspects
+from mpbook.diagnosis.gradients import total_error
+from mpbook.diagnosis.places import LOSS, Place, Seen, is_a_cell
 from mpbook.diagnosis.stepping import Run
-from mpbook.diagnosis.verdicts import is_right
+from mpbook.diagnosis.verdicts import WRONG, is_right
 from mpbook.diagnosis.workload import Workload
 
 MOST = 8
 """Parts that are tried before a model counts as one to keep in another format altogether."""
+
+Because = Literal["overflow", "whole numbers", "underflow", "rounding"]
 
 
 @dataclass(frozen=True)
 class Rescue:
     """The parts to keep in float32, and whether the format then holds.
 
-    ``places`` is empty where nothing was found.
+    ``places`` is empty where nothing was found.  ``because`` says what 16 bits do there, and
+    ``total`` how far off float32's all gradients still are.
     """
 
     format: str
     places: tuple[Place, ...]
     holds: bool
+    because: Because = "overflow"
+    total: float = 0.0
 
     @property
     def code(self) -> str:
@@ -39,7 +50,7 @@ class Rescue:
         modules = [p.module for p in self.places if not p.file and p.module != LOSS]
         parts = [_of_a_line(p) for p in lines]
         if any(p.module == LOSS and not p.file for p in self.places):
-            parts.append(_OF_THE_LOSS)
+            parts.append(OF_THE_LOSS)
         if modules:
             parts.append(_OF_MODULES.format(names=modules))
         return "\n\n".join(parts)
@@ -65,26 +76,97 @@ def rescue(
         sensitive: how far float32's gradients move when the weights are rounded.
     """
 
-    def holds(places: list[Place]) -> tuple[bool, Run]:
-        run = workload.run_scaled(
+    def with_float32(places: list[Place], steps: int = steps) -> Run:
+        return workload.run_scaled(
             failed.dtype, steps=steps, loss_scale=failed.loss_scale, in_float32=places
         )
-        return is_right(run, reference, noise, sensitive), run
 
-    format = dtype_name(failed.dtype)
+    def holds(run: Run) -> bool:
+        return is_right(run, reference, noise, sensitive)
+
+    def is_near(places: list[Place]) -> bool:
+        run = with_float32(places, 1)
+        return run.sound and total_error(run, reference, noise) <= WRONG / 2
+
+    kept = _of_suspects(failed, reference, with_float32, holds)
+    if not kept and failed.sound and not overflows(failed, reference):
+        kept = by_halving(failed, is_near)
+    run = with_float32(kept) if kept else failed
+    if not kept or not holds(run):
+        return Rescue(dtype_name(failed.dtype), (), holds=False)
+    total = total_error(run, reference, noise)
+    because = _because(failed, reference, kept)
+    return Rescue(dtype_name(failed.dtype), tuple(kept), holds=True, because=because, total=total)
+
+
+def _of_suspects(
+    failed: Run,
+    reference: Run,
+    with_float32: Callable[[list[Place]], Run],
+    holds: Callable[[Run], bool],
+) -> list[Place]:
+    """Places that failed, one after the other as each lets the next be seen; none if it is none."""
     kept: list[Place] = []
     run, good = failed, False
     while not good and len(kept) < MOST:
         new = next((p for p in suspects(run, reference) if p not in kept), None)
         if new is None:
-            return Rescue(format, (), holds=False)
+            return []
         kept.append(new)
-        good, run = holds(kept)
-    for place in list(kept) if good and len(kept) > 1 else []:
+        run = with_float32(kept)
+        good = holds(run)
+    return _needed(kept, lambda places: holds(with_float32(places))) if good else []
+
+
+def by_halving(failed: Run, is_near: Callable[[list[Place]], bool]) -> list[Place]:
+    """Places of the forward pass without which float32's gradients are not reached, or none.
+
+    The first place of the shortest end of the forward pass that suffices is needed; then the same
+    is asked again with it kept.  From the end, because what is kept in float32 widens what follows.
+    """
+    seen = sorted(in_16_bit(failed, phase="forward"), key=lambda s: s.order, reverse=True)
+    places = list(dict.fromkeys(s.key.place for s in seen))
+    if not is_near(places):
+        return []
+    kept: list[Place] = []
+    while len(kept) < MOST:
+        too_short, enough = 0, len(places)
+        while enough - too_short > 1:
+            middle = (too_short + enough) // 2
+            if is_near([*kept, *places[:middle]]):
+                enough = middle
+            else:
+                too_short = middle
+        kept.append(places[enough - 1])
+        if is_near(kept):
+            return _needed(kept, is_near)
+        places = places[: enough - 1]
+    return []
+
+
+def _needed(kept: list[Place], suffices: Callable[[list[Place]], bool]) -> list[Place]:
+    """Those of several places that cannot be left out."""
+    for place in list(kept) if len(kept) > 1 else []:
         without = [p for p in kept if p != place]
-        if without and holds(without)[0]:
+        if without and suffices(without):
             kept = without
-    return Rescue(format, tuple(kept) if good else (), holds=good)
+    return kept
+
+
+def _because(failed: Run, reference: Run, kept: list[Place]) -> Because:
+    """What 16 bits do to the places that were found."""
+    if not failed.sound or overflows(failed, reference):
+        return "overflow"
+    if set(kept) & set(failed.recorder.rounded):
+        return "whole numbers"
+    seen = [s for s in in_16_bit(failed, phase="forward") if s.key.place in kept]
+    return "underflow" if any(_underflows(s, reference) for s in seen) else "rounding"
+
+
+def _underflows(seen: Seen, reference: Run) -> bool:
+    """Whether all of a result is below the normal numbers of its dtype, and no tensor of zeros."""
+    expected = reference.recorder.seen.get(seen.key, seen)
+    return seen.largest < torch.finfo(seen.dtype).tiny and expected.largest > 0
 
 
 def _of_a_line(place: Place) -> str:
@@ -101,14 +183,22 @@ def _source(place: Place) -> str:
     return linecache.getline(place.file, place.line).strip() or "(no source)"
 
 
-_OF_THE_LOSS = """with torch.autocast(device_type, enabled=False):
+OF_THE_LOSS = """with torch.autocast(device_type, enabled=False):
     loss = loss_function(output.float(), target)"""
+"""A loss in float32."""
 
-_OF_MODULES = """def in_float32(module):
+_OF_MODULES = """from torch.utils._pytree import tree_map
+
+def wide(x):
+    is_narrow = torch.is_tensor(x) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if is_narrow else x
+
+def in_float32(module):
     forward = module.forward
-    def run(*inputs):
+    def run(*inputs, **named):
+        inputs, named = tree_map(wide, (inputs, named))
         with torch.autocast(device_type, enabled=False):
-            return forward(*(x.float() if x.is_floating_point() else x for x in inputs))
+            return forward(*inputs, **named)
     module.forward = run
 
 for name in {names}:

@@ -47,10 +47,15 @@ class Run:
         return all(abs(loss) < float("inf") for loss in self.losses)
 
     @property
-    def sound(self) -> bool:
-        """Whether losses, gradients and weights were finite, and nothing was raised."""
+    def trains(self) -> bool:
+        """Whether gradients and weights were finite, and nothing was raised."""
         broken = self.error or self.skipped or self.nonfinite_weights or self.nonfinite_buffers
-        return not broken and self.finite_losses
+        return not broken
+
+    @property
+    def sound(self) -> bool:
+        """Whether losses were finite as well."""
+        return self.trains and self.finite_losses
 
 
 class Stepper:

@@ -53,7 +53,7 @@ class FormatVerdict:
     ``survives`` is the verdict and ``reason`` says why.  ``failure`` is the operator that fails
     first, ``behind`` where NaN began after it, ``forecast`` the one that was said to before the
     run.  ``headroom`` is in binades, of the results in 16 bits; ``window`` has the lowest and
-    highest power of two that fit as loss scales.
+    highest power of two that fit as loss scales; ``given`` is what was not finite as passed.
     """
 
     format: str
@@ -76,6 +76,7 @@ class FormatVerdict:
     nonfinite_after: tuple[str, ...] = ()
     suspects: tuple[Place, ...] = ()
     contradictions: tuple[str, ...] = ()
+    given: str = ""
 
 
 # --- The verdict ------------------------------------------------------------------------------
@@ -105,9 +106,9 @@ def judge_float16(
         loss_scale=run.loss_scale,
         window=scale_window(wide),
         lost=lost,
-        loss_scale_needed=run.sound and any(share > NEEDED for share in lost.values()),
+        loss_scale_needed=run.trains and any(share > NEEDED for share in lost.values()),
     )
-    if not run.sound:
+    if not (run.sound or _only_its_loss(found, run)):
         failed = _failed(found, run, reference)
         unsaid = "the run fails; magnitudes alone did not say so"
         return failed if found.forecast else replace(failed, contradictions=(unsaid,))
@@ -120,10 +121,11 @@ def judge_float16(
         reason = _is_wrong(found.gradient_error[silenced], infinite, silenced)
         return replace(found, survives="no", reason=reason, failure=infinite, wrong=True)
     said = _contradictions(found.forecast, run, reference)
+    found = replace(found, contradictions=said, failure=None if run.sound else infinite)
     if found.loss_scale_needed:
-        reason = _underflow(lost)
-        return replace(found, survives="with a loss scale", reason=reason, contradictions=said)
-    return replace(found, survives="yes", reason=_is_finite(run), contradictions=said)
+        reason = _underflow(lost) + ("" if run.sound else f"; {_LOSS_ALONE}")
+        return replace(found, survives="with a loss scale", reason=reason)
+    return replace(found, survives="yes", reason=_is_finite(run))
 
 
 def judge_without_scale(
@@ -134,7 +136,7 @@ def judge_without_scale(
     bfloat16 has float32's range: what fails in it fails by its eps, or in float32 too.
     """
     found = _evidence(format, run, reference, noise, sensitive)
-    if not run.sound:
+    if not (run.sound or _only_its_loss(found, run)):
         return _failed(found, run, reference)
     if found.total > max(WRONG, CHAOTIC * sensitive):
         return replace(found, survives="no", reason=_is_wrong(found.total), wrong=True)
@@ -158,12 +160,13 @@ def _silenced(errors: dict[str, float], sensitive: float) -> str:
     return worst if errors.get(worst, 0.0) > max(WRONG, CHAOTIC * sensitive) else ""
 
 
-def judge_broken_reference(format: str, reference: Run) -> FormatVerdict:
-    """A run that is NaN in float32 already: no format is to blame."""
+def judge_broken_reference(format: str, reference: Run, given: str = "") -> FormatVerdict:
+    """A run that is NaN in float32 already: by what was ``given``, or by no format's fault."""
     failure = where_it_began(reference)
-    return FormatVerdict(
-        format, "fails in float32 too", _fails(failure, reference), failure=failure
-    )
+    if given and failure is None:
+        return FormatVerdict(format, "fails in float32 too", given, given=given)
+    reason = _fails(failure, reference)
+    return FormatVerdict(format, "fails in float32 too", reason, failure=failure)
 
 
 def _evidence(
@@ -183,12 +186,19 @@ def _evidence(
     )
 
 
+def _only_its_loss(found: FormatVerdict, run: Run) -> bool:
+    """Whether nothing but a loss's own value is not finite: no gradient depends on that."""
+    return run.trains and bool(found.gradient_error) and found.total <= WRONG
+
+
 def _failed(found: FormatVerdict, run: Run, reference: Run) -> FormatVerdict:
-    if run.error is not None:
-        return replace(found, survives="no", reason=_raised(run))
-    failure = where_it_began(run, reference)
-    return replace(found, survives="no", reason=_fails(failure, run), failure=failure,
-                   behind=first_nan(run))  # fmt: skip
+    if run.error is None:
+        failure = where_it_began(run, reference)
+        reason = _fails(failure, run)
+    else:  # an overflow before it may be why
+        failure = next(iter(overflows(run, reference)), None)
+        reason = (f"{_fails(failure, run)}; then " if failure else "") + _raised(run)
+    return replace(found, survives="no", reason=reason, failure=failure, behind=first_nan(run))
 
 
 def _contradictions(forecast: Seen | None, run: Run, reference: Run) -> tuple[str, ...]:
@@ -205,13 +215,14 @@ def _raised(run: Run) -> str:
 
 
 def _fails(failure: Seen | None, run: Run) -> str:
+    nan = first_nan(run)
+    behind = f"; NaN first in {nan}" if nan and nan is not failure else ""
     if failure is None:
-        return "a loss, a gradient or a weight is not finite; no single operator began it"
+        said = "a loss, a gradient or a weight is not finite; no single operator began it"
+        return said + behind
     sort = "NaN" if failure.signs == {"nan"} else "infinite"
     cause = f": {failure.cause}" if failure.cause else ""
     largest = f", largest finite result {failure.largest:.3g}" if failure.largest else ""
-    nan = first_nan(run)
-    behind = f"; NaN first in {nan}" if nan and nan is not failure else ""
     return f"{failure} is {sort} at step {failure.step + 1}{cause}{largest}{behind}"
 
 
@@ -221,7 +232,12 @@ def _is_wrong(error: float, suspect: Seen | None = None, parameter: str = "") ->
     return f"finite, and wrong: the {which} {error:.0%} off float32's{where}"
 
 
+_LOSS_ALONE = "the loss's own value is not finite, and no gradient depends on it"
+
+
 def _is_finite(run: Run) -> str:
+    if not run.finite_losses:
+        return f"gradients and weights are finite in {run.steps} steps; {_LOSS_ALONE}"
     return f"losses, gradients and weights are finite in {run.steps} steps"
 
 

@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpbook.copies import deep_copy
+from mpbook.cost.measure import parts_of
 from mpbook.device import matmul_emulation
 from mpbook.diagnosis.autocast_of import as_on_a_gpu, autocast_of
 from mpbook.diagnosis.batches import Call
@@ -36,6 +37,7 @@ from mpbook.diagnosis.copies import (
     eager,
     made_by_hooks,
     must_own_weights,
+    nonfinite,
     own_name,
     round_weights,
     same_random_numbers,
@@ -51,7 +53,7 @@ from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
 from mpbook.distributed import BEFORE_SHARDING, refuse_sharded
 from mpbook.master_weights import SIXTEEN_BIT
-from mpbook.nests import mapped
+from mpbook.nests import mapped, tensors
 from mpbook.watch.optimizer_steps import with_wrapped
 
 Target = Literal["cuda", "cpu"]
@@ -201,6 +203,21 @@ class Workload:
         first = reference.losses[:1]
         return not first or all(run.losses[:1] == first for run in again)
 
+    def not_finite(self, steps: int) -> str:
+        """Which weights are not finite as they were passed, or which batch; "" where all are.
+
+        A mask's minus infinity in a batch is no fault of it.
+        """
+        weights = nonfinite(self.model.named_parameters())
+        if weights:
+            return f"not finite before the first step: {', '.join(weights[:4])}"
+        for number, batch in enumerate(self.batches[:steps], 1):
+            given = list(tensors(batch))
+            broken = next((i for i, t in enumerate(given, 1) if _has_nan(t)), None)
+            if broken is not None:
+                return f"batch {number} holds NaN or infinity: tensor {broken} of {len(given)}"
+        return ""
+
     @contextmanager
     def left_alone(self) -> Iterator[None]:
         """Gradients, weights, buffers and what the step knows are as they were when this ends."""
@@ -256,3 +273,9 @@ class Workload:
             call(model, mapped(own, self.batches[0]))
             call.find_saved(model, mapped(own, self.batches[0]))
         self.call = call.with_loss(self.loss)
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    """Or plus infinity, which no mask holds."""
+    parts = parts_of(tensor.detach()) if tensor.is_floating_point() else []
+    return any(bool((part.isnan() | part.isposinf()).any()) for part in parts)

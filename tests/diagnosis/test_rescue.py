@@ -14,6 +14,7 @@ from mpbook.diagnosis.autocast_of import autocast_of
 from mpbook.diagnosis.diagnosing import diagnose
 from mpbook.diagnosis.float32_parts import Float32Lines, keep_in_float32
 from mpbook.diagnosis.places import LOSS, Place, line_of_the_caller
+from mpbook.diagnosis.rescue import Rescue
 from mpbook.diagnosis.zoo import FAILING
 
 CPU = torch.device("cpu")
@@ -51,6 +52,52 @@ def test_a_module_that_torch_calls_is_kept_as_a_whole_and_its_code_runs() -> Non
     exec(rescue.code, {"torch": torch, "model": plain, "device_type": "cpu"})
     with autocast_of("cuda", torch.float16, CPU):
         assert plain(batch[0]).isfinite().all()
+
+
+class Named(nn.Module):
+    """Calls a layer by keyword, with tensors in a nest and what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.layers = nn.Linear(8, 8), nn.ModuleList([Nested(), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.before(x)
+        return self.layers[1](self.layers[0](pair=(hidden, hidden), indices=Y, scale=300))
+
+
+class Nested(nn.Module):
+    """Overflows, of what it takes by keyword."""
+
+    def forward(self, *, pair: tuple[Tensor, Tensor], indices: Tensor, scale: float) -> Tensor:
+        assert indices.dtype == torch.int64
+        return (pair[0] * scale) * (pair[1] * scale) / 1e6
+
+
+def test_a_module_that_is_called_by_keyword_and_with_nests_is_kept_as_well() -> None:
+    model = Named()
+    code = Rescue("float16", (Place("layers.0"),), holds=True).code
+    with autocast_of("cuda", torch.float16, CPU):
+        assert not model(30 * X).isfinite().all()
+        exec(code, {"torch": torch, "model": model, "device_type": "cpu"})
+        assert model(30 * X).isfinite().all()
+
+
+def test_a_pasted_module_leaves_float64_and_integers_as_they_are() -> None:
+    class Kinds(nn.Module):
+        def forward(self, *given: Tensor) -> list[torch.dtype]:
+            return [tensor.dtype for tensor in given]
+
+    model = nn.Sequential(Kinds())
+    exec(
+        Rescue("float16", (Place("0"),), holds=True).code,
+        {"torch": torch, "model": model, "device_type": "cpu"},
+    )
+    given = (
+        torch.ones(1, dtype=d) for d in (torch.float64, torch.int32, torch.float16, torch.bfloat16)
+    )
+    assert model[0](*given) == [torch.float64, torch.int32, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize(

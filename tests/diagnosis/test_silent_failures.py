@@ -1,16 +1,27 @@
-"""Failures without an infinity or NaN in the end: a layer that is silenced, results that are 0."""
+"""Failures without an infinity or NaN: a silenced layer, rounding, results that are 0."""
 
 from __future__ import annotations
 
+import inspect
 import linecache
+import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpbook.diagnosis import Diagnosis, diagnose
+from mpbook.diagnosis.advice import advise
+from mpbook.diagnosis.format_report import FormatReport
+from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.places import Key, Place, Seen
+from mpbook.diagnosis.rescue import MOST, Rescue, by_halving
+from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.verdicts import FormatVerdict
 
 X, Y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
 SGD = partial(torch.optim.SGD, lr=0.01)
@@ -65,3 +76,113 @@ def line_of(place: Any) -> str:
 
 def test_a_small_layer_without_an_overflow_is_none() -> None:
     assert diagnosed(Beside(Norm(1))).survives("float16") == "yes"
+
+
+# --- Finite, and wrong ------------------------------------------------------------------------
+
+
+class Between(nn.Module):
+    """A function between two layers, each on a line of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.after, self.function = nn.Linear(8, 8), nn.Linear(8, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.before(x)
+        hidden = self.function(hidden)
+        return self.after(hidden)
+
+
+def _of_large_numbers(hidden: Tensor) -> Tensor:
+    large = hidden + 3000  # wrong
+    return large - 3000
+
+
+def _variance_in_one_pass(hidden: Tensor) -> Tensor:
+    hidden = hidden + 20
+    mean = hidden.mean(-1, keepdim=True)  # wrong
+    variance = (hidden * hidden).mean(-1, keepdim=True) - mean * mean  # wrong
+    return (hidden - mean) / (variance.abs() + 1e-3).sqrt()
+
+
+def _tiny(hidden: Tensor) -> Tensor:
+    small = hidden * 2e-8  # wrong
+    return small.float() * 5e7
+
+
+def _at_positions(hidden: Tensor) -> Tensor:
+    times = torch.arange(2**14, 2**14 + 16, dtype=hidden.dtype)  # wrong
+    return hidden * times.float().sin()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "because", "words"),
+    [
+        (_of_large_numbers, "rounding", "rounding there is too coarse"),
+        (_variance_in_one_pass, "rounding", "rounding there is too coarse"),
+        (_tiny, "underflow", "below the normal numbers"),
+        (_at_positions, "whole numbers", "cannot tell these whole numbers apart"),
+    ],
+)
+def test_what_is_finite_and_wrong_has_its_lines(function: Any, because: str, words: str) -> None:
+    found = diagnosed(Between(function))
+    verdict, rescue = found.of("float16"), found.formats["float16"].rescue
+    assert verdict.survives == "no" and verdict.wrong and verdict.failure is None
+    assert rescue is not None and rescue.holds and rescue.because == because
+    source = inspect.getsource(function).splitlines()
+    expected = [line.strip() for line in source if "# wrong" in line]
+    assert sorted(line_of(place).strip() for place in rescue.places) == sorted(expected)
+    assert rescue.total < 0.05 < verdict.total
+    (advice,) = (one for one in found.advice if "# now" in one.lines)
+    assert words in advice.what and f"{rescue.total:.1%}" in advice.what
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, MOST])
+def test_halving_finds_what_is_needed_and_nothing_else(count: int) -> None:
+    places = [Place(str(i)) for i in range(40)]
+    run = Run(torch.float16, 1.0, Recorder(nn.Module()), 1)
+    for order, place in enumerate(places):
+        key = Key("forward", place, "mul", 1)
+        run.recorder.seen[key] = Seen(key, torch.float16, order, (1,))
+    for seed in range(20):
+        needed = set(random.Random(seed).sample(places, count))
+        assert set(by_halving(run, lambda kept: needed <= set(kept))) == needed  # noqa: B023
+    assert by_halving(run, lambda kept: len(set(kept)) > MOST) == []
+    assert by_halving(run, lambda kept: False) == []
+
+
+def test_rounding_in_many_places_is_laid_to_none() -> None:
+    verdict = FormatVerdict("bfloat16", "no", "", wrong=True, total=0.9)
+    (found,) = advise({"bfloat16": FormatReport(verdict, Rescue("bfloat16", (), holds=False))}, [])
+    assert "no few places are to blame" in found.what
+
+
+# --- Wrong, and not by enough to fail ---------------------------------------------------------
+
+
+def _positions(dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    return lambda h: h * (torch.arange(300, 316, dtype=dtype or h.dtype).float() / 9).sin()[:, None]
+
+
+def test_rounded_positions_are_in_what_to_do_if_they_are_the_error() -> None:
+    def bfloat16(function: Callable[[Tensor], Tensor]) -> Diagnosis:
+        return diagnose(Between(function), (X, Y), loss=F.cross_entropy, formats=["bfloat16"])
+
+    found = bfloat16(_positions(None))
+    assert found.survives("bfloat16") == "yes" and found.of("bfloat16").total > 0.05
+    (advice,) = (one for one in found.advice if "positions" in one.what)
+    assert "positions = torch.arange" in advice.lines
+    assert "positions" not in bfloat16(_positions(torch.float32)).to_do()
+
+
+def test_a_loss_whose_value_alone_is_infinite_fails_nothing() -> None:
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        beyond = (0 * output[0, 0] + 300) * 300  # 90000
+        return F.cross_entropy(output, batch[1]) + beyond
+
+    found = diagnose(Between(torch.tanh), (X, Y), loss=loss, formats=["float16"])
+    assert found.survives("float16") == "yes"
+    assert "the loss's own value is not finite" in found.of("float16").reason
+    assert "the loss that is printed is not finite" in found.advice[0].what

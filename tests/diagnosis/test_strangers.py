@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mpbook.diagnosis import diagnose
 from mpbook.diagnosis.advice import advise
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import Place, is_theirs
 from mpbook.diagnosis.verdicts import FormatVerdict
 from mpbook.diagnosis.zoo import FAILING
@@ -185,7 +187,7 @@ def test_there_is_advice_for_an_operator_that_has_none_of_its_own() -> None:
 
 def test_an_ill_conditioned_model_is_not_told_that_there_is_nothing_to_do() -> None:
     seen = FormatVerdict("bfloat16", "yes", "", total=0.9, sensitive=0.7)
-    (found,) = advise({"bfloat16": seen}, {}, [])
+    (found,) = advise({"bfloat16": FormatReport(seen)}, [])
     assert "90% off float32's" in found.what and "by 70%" in found.what
 
 
@@ -208,3 +210,79 @@ def test_a_models_own_autocast_keeps_its_dtype_and_the_report_says_that_it_is_th
     assert any("computes in 16 bits itself" in what for what, _ in found.unseen)
     plain = diagnose(mlp(), batch(), loss=F.cross_entropy, **FAST)
     assert not any("computes in 16 bits itself" in what for what, _ in plain.unseen)
+
+
+# --- What was passed --------------------------------------------------------------------------
+
+
+def test_an_overflow_that_an_error_follows_is_named_first() -> None:
+    def chosen(x: Tensor) -> Tensor:
+        logits = x * 300
+        logits = logits * logits  # the squares
+        torch.distributions.Categorical(logits=logits)
+        return x
+
+    found = diagnose(mlp(Lambda(chosen)), batch(), loss=F.cross_entropy, formats=["float16"])
+    verdict = found.of("float16")
+    assert verdict.survives == "no" and verdict.failure is not None
+    place = verdict.failure.key.place
+    assert "# the squares" in linecache.getline(place.file, place.line)
+    assert "is infinite" in verdict.reason and "then " in verdict.reason
+    assert "raises ValueError" in verdict.reason
+    assert "take the square or the product in float32" in found.advice[0].what
+    rescue = found.formats["float16"].rescue
+    assert rescue is not None and rescue.holds
+
+
+def _with(value: float, *, kind: str) -> tuple[nn.Module, Any]:
+    model, (x, y) = mlp(), batch()
+    if kind == "weight":
+        with torch.no_grad():
+            model[0].weight[0, 0] = value
+    else:
+        x[1, 1] = value
+    return model, (x, y)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("weight", "not finite before the first step: 0.weight"),
+     ("batch", "batch 1 holds NaN or infinity: tensor 1 of 2")],
+)  # fmt: skip
+def test_a_batch_or_weight_that_is_not_finite_is_named(value: float, kind: str, said: str) -> None:
+    model, given = _with(value, kind=kind)
+    found = diagnose(model, given, loss=F.cross_entropy)
+    assert found.survives("float16") == found.survives("bfloat16") == "fails in float32 too"
+    assert found.of("float16").reason == said
+    (advice,) = found.advice
+    assert advice.what == f"mend what was passed first: {said}"
+
+
+def test_a_masks_minus_infinity_in_a_batch_is_no_fault_of_it() -> None:
+    def loss(output: Tensor, given: Any) -> Tensor:
+        return (output.softmax(-1) + given[1]).softmax(-1)[:, 0].log().mean()
+
+    mask = torch.zeros(16, 3)
+    mask[1] = -math.inf
+    found = diagnose(mlp(), (batch()[0], mask), loss=loss)
+    reason = found.of("float16").reason
+    assert "holds NaN" not in reason and "NaN first in _softmax" in reason
+
+
+def test_weights_that_were_passed_in_float16_and_fail_so_are_in_what_to_do() -> None:
+    def told(dtype: torch.dtype) -> bool:
+        x, y = batch()
+        found = diagnose(mlp().to(dtype), (x.to(dtype), y), loss=F.cross_entropy,
+                         optimizer=torch.optim.Adam, formats=["float16"])  # fmt: skip
+        return any(one.what.startswith("they were passed so") for one in found.advice)
+
+    assert told(torch.float16) and not told(torch.float32)
+
+
+def test_a_fourier_transform_in_16_bits_has_its_section() -> None:
+    def filtered(x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x), n=x.shape[-1])
+
+    found = diagnose(mlp(Lambda(filtered)), batch(), loss=F.cross_entropy)
+    assert found.advice[0].page.endswith("#own-fft")
