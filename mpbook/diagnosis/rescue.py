@@ -25,6 +25,8 @@ from mpbook.diagnosis.workload import Workload
 
 MOST = 8
 """Parts that are tried before a model counts as one to keep in another format altogether."""
+FEW = 4
+"""Of those that halving finds, which takes a handful of runs for each."""
 
 Because = Literal["overflow", "whole numbers", "underflow", "rounding"]
 
@@ -129,7 +131,7 @@ def by_halving(failed: Run, is_near: Callable[[list[Place]], bool]) -> list[Plac
     if not is_near(places):
         return []
     kept: list[Place] = []
-    while len(kept) < MOST:
+    while len(kept) < FEW:
         too_short, enough = 0, len(places)
         while enough - too_short > 1:
             middle = (too_short + enough) // 2

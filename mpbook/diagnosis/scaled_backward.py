@@ -38,7 +38,7 @@ def scaled_backward(
         begun: called before a backward pass with the tensors that it begins at.
         ended: called after it.
     """
-    original, known = torch.autograd.backward, list(parameters)
+    original, grad, known = torch.autograd.backward, torch.autograd.grad, list(parameters)
 
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -53,11 +53,21 @@ def scaled_backward(
                 original(scaled, *args, **kwargs)
         ended()
 
+    def unscaled(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("create_graph", args[4:5] == (True,)):  # else part of a forward pass
+            recorder.unseen[_BY_GRAD] += 1
+        return grad(*args, **kwargs)
+
     setattr(torch.autograd, "backward", backward)  # noqa: B010
+    setattr(torch.autograd, "grad", unscaled)  # noqa: B010
     try:
         yield
     finally:
         setattr(torch.autograd, "backward", original)  # noqa: B010
+        setattr(torch.autograd, "grad", grad)  # noqa: B010
+
+
+_BY_GRAD = "a loss scale: gradients by torch.autograd.grad were taken without one"
 
 
 def _scaled(root: Tensor, loss_scale: float) -> Tensor:

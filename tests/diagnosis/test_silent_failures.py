@@ -19,7 +19,7 @@ from mpbook.diagnosis.advice import advise
 from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.places import Key, Place, Seen
-from mpbook.diagnosis.rescue import MOST, Rescue, by_halving
+from mpbook.diagnosis.rescue import FEW, Rescue, by_halving
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.verdicts import FormatVerdict
 
@@ -139,7 +139,7 @@ def test_what_is_finite_and_wrong_has_its_lines(function: Any, because: str, wor
     assert words in advice.what and f"{rescue.total:.1%}" in advice.what
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, MOST])
+@pytest.mark.parametrize("count", [1, 2, 3, FEW])
 def test_halving_finds_what_is_needed_and_nothing_else(count: int) -> None:
     places = [Place(str(i)) for i in range(40)]
     run = Run(torch.float16, 1.0, Recorder(nn.Module()), 1)
@@ -149,7 +149,7 @@ def test_halving_finds_what_is_needed_and_nothing_else(count: int) -> None:
     for seed in range(20):
         needed = set(random.Random(seed).sample(places, count))
         assert set(by_halving(run, lambda kept: needed <= set(kept))) == needed  # noqa: B023
-    assert by_halving(run, lambda kept: len(set(kept)) > MOST) == []
+    assert by_halving(run, lambda kept: len(set(kept)) > FEW) == []
     assert by_halving(run, lambda kept: False) == []
 
 

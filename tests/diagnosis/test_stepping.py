@@ -252,3 +252,21 @@ def test_an_iterator_at_its_end_is_no_formats_verdict() -> None:
 
     with pytest.raises(RuntimeError, match="pass the batches as batches="):
         diagnose(mlp(), batch(), step=step, optimizer=SGD, **FLOAT16)
+
+
+@pytest.mark.parametrize(("create_graph", "noted"), [(False, True), (True, False)])
+def test_gradients_that_no_backward_makes_are_said_to_be_unscaled(
+    create_graph: bool, noted: bool
+) -> None:
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        loss = F.cross_entropy(model(given[0]), given[1])
+        weights = list(model.parameters())
+        found = torch.autograd.grad(loss, weights, create_graph=create_graph)
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.grad = gradient.detach()
+        optimizer.step()
+
+    diagnosis = diagnose(mlp(), batch(), step=step, optimizer=SGD, **FLOAT16)
+    said = [what for what, _ in diagnosis.unseen if "torch.autograd.grad" in what]
+    assert bool(said) is noted
+    assert torch.autograd.grad.__module__ == "torch.autograd"
