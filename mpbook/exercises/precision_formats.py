@@ -291,7 +291,7 @@ EXERCISES = {
             "Only the stored mantissa bits divide a binade; the hidden bit is always 1.": (
                 _gap_counting_the_hidden_bit
             ),
-            "Just below a power of two math.log2 rounds up to the next binade. math.frexp is exact.": (
+            "Just below a power of two math.log2 rounds up; math.frexp is exact.": (
                 _gap_by_a_rounded_logarithm
             ),
         },

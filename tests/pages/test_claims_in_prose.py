@@ -60,7 +60,7 @@ def test_every_claim_has_its_place_on_the_page_of_claims() -> None:
         "That {ref}`holds when <claim-another-1>` it rains.",
         "That {ref}`holds\nwhen <claim-another-1>` it rains.",
         "That is {ref}`true only\nwhen <claim-another-1>` it rains.",
-        "That is {ref}`True if <claim-another-1>` it rains, and {ref}`true where <claim-another-1>`",
+        "That is {ref}`True if <claim-another-1>` it rains, {ref}`true where <claim-another-1>`",
         "That {ref}`holds <claim-fourth>`, so it is {ref}`true <claim-fourth>`.",
         "It is {ref}`not recorded yet<claim-third>`.",
         "{ref}`false <claim-a-claim>`, and {ref}`holds when <claim-another-1>`",
