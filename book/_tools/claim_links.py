@@ -20,6 +20,12 @@ _LINK = re.compile(r"\{ref\}`(?P<inside>[^`]*\bclaim-[^`]*)`")
 _TITLED = re.compile(r"(?P<said>.+?)\s*<claim-(?P<id>[\w-]+)>", re.S)
 _TARGET = re.compile(r"^\(claim-(?P<id>[\w-]+)\)=$", re.M)
 
+# What a sentence may call a kind of verdict, in words that read well in it.
+_WORDS = {
+    "holds": re.compile(r"holds|true"),
+    "holds when ...": re.compile(r"(holds|true)( only)? (when|where|if)"),
+}
+
 
 class Said(NamedTuple):
     """One link: its cell, the claim, and the verdict that the sentence states."""
@@ -50,12 +56,17 @@ def targets(page: NotebookNode) -> list[str]:
     return [match["id"] for _, source in _markdown(page) for match in _TARGET.finditer(source)]
 
 
+def _says(said: str, kind: str) -> bool:
+    return bool(_WORDS[kind].fullmatch(said)) if kind in _WORDS else said == kind
+
+
 def disagreements(page: NotebookNode, kinds: Mapping[str, str]) -> list[str]:
-    """Return what a page says otherwise than the ledger; "holds when" is short for its kind."""
+    """Return what a page says otherwise than the ledger; "true only when" is a "holds when ..."."""
     found = []
     for cell, claim, said in said_of_claims(page):
         if claim not in kinds:
             found.append(f"cell {cell}: there is no claim {claim!r}")
-        elif said != (kind := kinds[claim].removesuffix(" ...")):
-            found.append(f"cell {cell}: {claim} is said to be {said!r}; the verdict is {kind!r}")
+        elif not _says(said, kind := kinds[claim]):
+            short = kind.removesuffix(" ...")
+            found.append(f"cell {cell}: {claim} is said to be {said!r}; the verdict is {short!r}")
     return found

@@ -144,6 +144,7 @@ _GAPS = [
     (2.0**-20, "float16"),
     (0.01, "float8_e4m3fn"),
     (300.0, "float8_e4m3fn"),
+    (math.nextafter(8.0, 0.0), "float16"),
 ]
 
 
@@ -155,6 +156,11 @@ def _gap(value: float, format: str) -> float:
 
 def _gap_without_subnormals(value: float, format: str) -> float:
     return 2.0 ** (math.floor(math.log2(value)) - FORMATS[format].mantissa_bits)
+
+
+def _gap_by_a_rounded_logarithm(value: float, format: str) -> float:
+    binade = max(math.floor(math.log2(value)), FORMATS[format].lowest_binade)
+    return 2.0 ** (binade - FORMATS[format].mantissa_bits)
 
 
 def _gap_counting_the_hidden_bit(value: float, format: str) -> float:
@@ -284,6 +290,9 @@ EXERCISES = {
             "a power of two first.": lambda value, format: FORMATS[format].eps * value,
             "Only the stored mantissa bits divide a binade; the hidden bit is always 1.": (
                 _gap_counting_the_hidden_bit
+            ),
+            "Just below a power of two math.log2 rounds up; math.frexp is exact.": (
+                _gap_by_a_rounded_logarithm
             ),
         },
         describe=lambda value, format: f"{value!r} in {format}",

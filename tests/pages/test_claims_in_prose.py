@@ -12,6 +12,7 @@ from mpbook.evidence import case_study
 from mpbook.evidence.claims import CLAIMS, ledger
 
 KINDS = {"a-claim": "false", "another-1": "holds when ...", "third": "not recorded yet"}
+KINDS["fourth"] = "holds"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,9 @@ def test_every_claim_has_its_place_on_the_page_of_claims() -> None:
         "It is {ref}`False <claim-a-claim>`.",
         "That {ref}`holds when <claim-another-1>` it rains.",
         "That {ref}`holds\nwhen <claim-another-1>` it rains.",
+        "That is {ref}`true only\nwhen <claim-another-1>` it rains.",
+        "That is {ref}`True if <claim-another-1>` it rains, {ref}`true where <claim-another-1>`",
+        "That {ref}`holds <claim-fourth>`, so it is {ref}`true <claim-fourth>`.",
         "It is {ref}`not recorded yet<claim-third>`.",
         "{ref}`false <claim-a-claim>`, and {ref}`holds when <claim-another-1>`",
         "No claim, but {ref}`a section <proclaim-nothing>` and {doc}`claims`.",
@@ -75,6 +79,10 @@ def test_what_agrees_passes(source: str) -> None:
             "a-claim is said to be 'holds'; the verdict is 'false'",
         ),
         ("It {ref}`holds <claim-another-1>`.", "the verdict is 'holds when'"),
+        ("It is {ref}`true <claim-another-1>`.", "the verdict is 'holds when'"),
+        ("It is {ref}`true only when <claim-fourth>` dry.", "the verdict is 'holds'"),
+        ("It is {ref}`not true <claim-fourth>`.", "the verdict is 'holds'"),
+        ("It is {ref}`true when <claim-a-claim>` dry.", "the verdict is 'false'"),
         ("It is {ref}`true <claim-a-claim>`.", "said to be 'true'"),
         ("See {ref}`claim-a-claim`.", "said to be ''"),
         ("It {ref}`holds <claim-unheard-of>`.", "there is no claim 'unheard-of'"),
