@@ -26,7 +26,8 @@ class Names:
         torchao: its recipe or configuration; empty if it has none.
         transformer_engine: its class in ``transformer_engine.common.recipe``.
         megatron: its option.
-        gpus: which NVIDIA GPUs TransformerEngine runs it on, with their compute capability.
+        gpus: which NVIDIA GPUs TransformerEngine runs it on, with their compute capability; of a
+            recipe that it lacks, who does.
         differs: in what theirs differ from ours, or from each other.
     """
 
@@ -53,7 +54,10 @@ NAMES: dict[str, Names] = {
         "TransformerEngine takes the largest amax of all ranks",
     ),
     "float8_rowwise": Names(
-        'Float8LinearRecipeName "rowwise"', "", "", "Hopper 9.0 and Blackwell 10.0, in torchao"
+        'Float8LinearRecipeName "rowwise"',
+        "",
+        "",
+        "Hopper 9.0 and Blackwell 10.0, in torchao; torch has kernels for Ada 8.9 and 12.0",
     ),
     "float8_blockwise": Names(
         "Float8BlockwiseLinear (prototype)",

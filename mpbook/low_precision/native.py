@@ -64,7 +64,7 @@ def check_native(name: str, linear: nn.Linear, recipe: Recipe) -> None:
         raise RuntimeError(
             f'layer "{name}": engine="native", and {device} has no products of eight bits with '
             f'scales of {"rows" if row else "tensors"} ({problem}); use engine="emulated", or a '
-            "GPU of compute capability 8.9 (tensors) or 9.0 (rows)"
+            "GPU of compute capability 8.9 or higher (for rows with a torch for Linux)"
         )
 
 

@@ -156,6 +156,8 @@ QUERIES: dict[str, set[str]] = {
     "fp8 slower than bf16": {"sp-fp8", "fp8-cost", "fp8-eight-gpus"},
     "NaN with rowwise": {"fp8-zero-row"},
     "fp8 LoRA nan": {"fp8-zero-row"},
+    "Rowwise scaling is not currently supported on your device": {"fp8-rowwise-gpus"},
+    "rowwise fp8 on an RTX 4090": {"fp8-rowwise-gpus"},
     "fp8 uses more memory than bf16": {"fp8-more-memory", "fp8-memory", "fp8-cost"},
     "delayed scaling or current scaling": {"fp8-delayed"},
     "convert_to_float8_training": {"fp8-recipe", "sp-fp8"},
