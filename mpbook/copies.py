@@ -31,7 +31,7 @@ def deep_copy(value: Any, *, what: str, memo: dict[int, Any] | None = None) -> A
     _renew_locks(value, memo, seen=set())
     try:
         return copy.deepcopy(value, memo)
-    except (TypeError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         culprit = _culprit(value)
         raise ValueError(
             f"{what}: cannot be copied{culprit} ({error}); expected one that copy.deepcopy takes: "
@@ -52,7 +52,7 @@ def _renew_locks(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
     if isinstance(value, dict):
         inner += value.values()
     elif isinstance(value, list | tuple | set):
-        inner += value
+        inner.extend(one for one in value)  # a tuple of a class of its own may have no length
     elif not isinstance(value, type) and hasattr(value, "__dict__"):
         inner += vars(value).values()
     for one in inner:

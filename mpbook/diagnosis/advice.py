@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,10 @@ class Advice:
     page: str = ""
 
 
-_LOOP = """scaler = torch.amp.GradScaler(init_scale={scale:g})
+STATES = "if weights or states were in 16 bits"
+"""What is said of states that are not."""
+
+_LOOP = """scaler = torch.amp.GradScaler(init_scale=2.0**{exponent:.0f})
 with torch.autocast(device_type, dtype=torch.float16):
     loss = loss_function(model(inputs), target)
 scaler.scale(loss).backward()
@@ -121,6 +125,16 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
         _MASK,
     ),
     (
+        "dtype",  # two of them meet
+        (
+            "two dtypes meet that autocast does not unite: cast one of them, and give an "
+            "autograd.Function of your own torch.amp.custom_fwd and custom_bwd",
+            "@torch.amp.custom_fwd(device_type=device_type, cast_inputs=torch.float32)  # forward\n"
+            "@torch.amp.custom_bwd(device_type=device_type)  # backward",
+            "recipe/autocast_traps.html#autocast-custom-function",
+        ),
+    ),
+    (
         "Unsupported dtype",  # of a CPU's FFT
         (
             "take Fourier transforms in float32: a GPU has them in float16 for powers of two only, "
@@ -170,8 +184,12 @@ def advise(
     if not repeatable:  # then what was compared says nothing
         first = [_UNEQUAL_RUNS]
         reports = {f: _without_comparisons(r) for f, r in reports.items()}
-    found = [advice for r in reports.values() for advice in _for_a_format(r, reports)]
-    return [*first, *found, *_for_states(writes)]
+    for report in reports.values():
+        found = list(_for_a_format(report, reports))
+        if found and found[0].what.startswith("or "):
+            found[0] = replace(found[0], what=found[0].what.removeprefix("or "))
+        first += found
+    return [*first, *_for_states(writes)]
 
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
@@ -199,7 +217,7 @@ def _for_a_format(report: FormatReport, reports: dict[str, FormatReport]) -> Ite
             yield Advice(v.format, "or train in bfloat16, which survives these steps", _BFLOAT16,
                          "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
     if v.survives == "with a loss scale":
-        yield Advice(v.format, "scale the loss", _LOOP.format(scale=v.loss_scale),
+        yield Advice(v.format, "scale the loss", _LOOP.format(exponent=math.log2(v.loss_scale)),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
         yield from _for_what_survives(v, report.total_without)
@@ -254,9 +272,10 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
 
 
 def _cures(v: FormatVerdict) -> Iterator[Advice]:
-    for words, (what, lines, page) in _BY_MESSAGE:
-        if words in v.reason:
-            yield Advice(v.format, what, lines, page)
+    _, raises, message = v.reason.partition(" raises ")
+    told = [cure for words, cure in _BY_MESSAGE if raises and words in message]
+    for what, lines, page in told[-1:]:
+        yield Advice(v.format, what, lines, page)
     seen = v.failure
     if seen is not None:
         what, lines, page = _of_an_operator(seen, v.behind)
@@ -278,14 +297,14 @@ def _for_states(writes: list[Write]) -> Iterator[Advice]:
     still = [w for w in writes if w.lost_share(torch.bfloat16) > STANDS_STILL]
     states = {w.state for w in still if w.operator != "mul_"}
     if "weights" in states:
-        yield Advice("16-bit weights", "keep the weights in float32 and let autocast cast them: "
+        yield Advice(STATES, "keep the weights in float32 and let autocast cast them: "
                      "16-bit ones lose most of these updates",
                      "model = model.float()  # and torch.autocast around the forward pass\n"
                      "# or: optimizer = mpbook.master_weights.MasterWeights(optimizer)",
                      "recipe/master_weights.html#mw-which")  # fmt: skip
     if any(w.state == "exp_avg_sq" for w in still):
         yield Advice(
-            "16-bit weights",
+            STATES,
             "keep Adam's second moment in float32: in bfloat16 it can grow and not fall",
             "",
             "recipe/master_weights_traps.html#mw-beta2",
@@ -293,7 +312,7 @@ def _for_states(writes: list[Write]) -> Iterator[Advice]:
     others = states - {"weights", "exp_avg_sq", "exp_avg"}
     if others:
         yield Advice(
-            "16-bit weights",
+            STATES,
             f"keep {', '.join(sorted(others))} in float32: in bfloat16 they stand still",
             "",
             "recipe/master_weights_traps.html#mw-ema",

@@ -36,7 +36,7 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
     """One batch for each step; fewer are used again.
 
     A list, a generator or a loader holds batches; a tensor, a tuple, a mapping or a dataclass is
-    one.
+    one, and so is a list of tensors that are not alike, as ``next(iter(loader))`` gives it.
 
     Raises:
         ValueError: no batch, or no step.
@@ -55,6 +55,8 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
 
 def _holds_batches(batches: Any) -> bool:
     one = isinstance(batches, Tensor | tuple | Mapping) or dataclasses.is_dataclass(batches)
+    if isinstance(batches, list) and all(isinstance(t, Tensor) for t in batches):
+        one = len({(t.dtype, t.dim()) for t in batches}) > 1
     return not one and isinstance(batches, Iterable) and not hasattr(batches, "keys")
 
 
@@ -112,6 +114,10 @@ class Call:
             except Exception as e:  # whatever a model raises, another way may fit it
                 error = e
             raised.append((self._called, error))
+        names = _accepted(model) if isinstance(batch, Mapping) else None
+        if names is not None and not names & set(batch):
+            said = _OTHER_NAMES.format(", ".join(map(str, batch)), ", ".join(names))
+            raised[0][1].add_note(said)
         # What went wrong after the model had been called says more than a way that does not fit it,
         # and so does anything but a number of arguments.
         raise min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
@@ -138,7 +144,7 @@ class Call:
             return [lambda _loss, output, _batch: _own_loss(output)]
         alone, with_batch, with_target, with_logits = _OF_A_LOSS
         if _arity(self.loss) < 2:
-            return [alone]
+            return [alone, with_target, with_batch] if _takes_two(self.loss) else [alone]
         if isinstance(batch, tuple | list) and _is_of_torch(self.loss):
             return [with_target, with_batch, with_logits, alone]
         return [with_batch, with_target, with_logits, alone]
@@ -151,6 +157,9 @@ _OF_A_LOSS: tuple[Callable[[Any, Any, Any], Any], ...] = (
     lambda f, o, b: f(_tensor_of(o), _target(b)),
 )
 
+_OTHER_NAMES = (
+    "batches: a mapping of {}, and forward takes {}: name its entries so, or pass a tuple"
+)
 _NO_LOSS = (
     "loss: {} returned a {} without a loss in it; pass loss=, a function of the output and "
     "the batch that returns a scalar, or step= for a loop of your own"
@@ -247,6 +256,16 @@ def _arity(loss: Loss | None) -> int:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
     return max(len(needed), 1)
+
+
+def _takes_two(loss: Loss) -> bool:
+    """Whether a loss that needs one positional argument takes another, such as ``labels=None``."""
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        inspect.signature(called).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_of_torch(loss: Loss) -> bool:

@@ -109,6 +109,7 @@ def _diagnosed(
     if reference.error is not None:
         raise reference.error
     workload.must_have_reached_the_copy(reference)
+    workload.limit_operators(reference)
     writes = ledger.by_state() if workload.optimizer is not None else []
     report = Diagnosis(roof=roof.name, steps=steps, writes=tuple(writes))
     if not reference.sound:

@@ -65,10 +65,19 @@ class Recorder(TorchDispatchMode):
         model: whose modules are named.
         histograms: whether to count the gradients that are in 16 bits.
         loss_scale: by which gradients are multiplied; histograms are of the unscaled ones.
+        most: operators that may run.
     """
 
-    def __init__(self, model: nn.Module, *, histograms: bool = False, loss_scale: float = 1.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        histograms: bool = False,
+        loss_scale: float = 1.0,
+        most: float = math.inf,
+    ) -> None:
         super().__init__()
+        self.most, self.operators = most, 0
         self.model, self.histograms, self.loss_scale = model, histograms, loss_scale
         self.phase: Phase = "forward"
         self.step = 0
@@ -155,6 +164,9 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run one operator of torch."""
         kwargs = kwargs or {}
+        self.operators += 1
+        if self.operators > self.most:
+            raise RuntimeError(_TOO_MANY)
         self._writes = func._schema.is_mutable
         self._written_finite = not self._writes or _all_finite(written(func, args, kwargs))
         run = partial(_run, func, args, kwargs)
@@ -172,7 +184,8 @@ class Recorder(TorchDispatchMode):
         phase: Phase = "update" if self.phase == "update" else "backward" if backward else "forward"
         place = self._place()
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if name in _CHOOSES and self.step == 0 and results:
+        chooses = name in _CHOOSES and results and not results[-1].is_floating_point()
+        if chooses and self.step == 0:
             indices = results[-1].detach().cpu()
             self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
         for tensor in results:
@@ -278,6 +291,10 @@ class Recorder(TorchDispatchMode):
 _NO_NUMBERS = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided resize_ detach clone alias "
     "lift_fresh _unsafe_view _reshape_alias _local_scalar_dense set_".split()
+)
+_TOO_MANY = (
+    "many times as many operators as in float32: an adaptive solver, or a loop, waits for a "
+    "precision that 16 bits do not have"
 )
 _CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
 

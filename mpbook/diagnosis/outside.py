@@ -1,8 +1,8 @@
 """What a step knows by other ways than its arguments: no copy is made of it, so it is put back.
 
-A scheduler, an average of the weights, a generator of random numbers: a step finds them in its
-closure, in globals, or in the object that it is a method of.  Whatever of these has a state has it
-again before each run and after all of them.
+A scheduler, an average of the weights, a generator of random numbers: a step, or a loss that is a
+function, finds them in its closure, in globals, or in the object that it is a method of.  Whatever
+of these has a state has it again before each run and after all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mpbook.watch.optimizer_steps import grouped, is_optimizer, with_wrapped
@@ -32,7 +32,7 @@ class Outside:
     """The states of what a step knows, as they were.
 
     Args:
-        step: a function, a method, or an object that can be called; None for nothing.
+        step: it, or a loss: a function, a method, or an object that can be called; or None.
         optimizers: that were passed, since a scheduler changes them.
         but: what is looked after elsewhere.
     """
@@ -40,16 +40,32 @@ class Outside:
     def __init__(self, step: Any, optimizers: list[Any], but: Any) -> None:
         self.changed: set[str] = set()
         self._kept: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[nn.Module, Tensor, Tensor, Tensor | None]] = []
         if step is None:
             return
+        self._but = {id(t) for t in _tensors(but)} if isinstance(but, nn.Module) else set()
         known = [inner for one in optimizers for inner in with_wrapped(one)]
         for one in {id(one): one for one in (*known, *_reached(step))}.values():
-            if one is not but and _has_state(one):
+            if one is but:
+                continue
+            if isinstance(one, nn.Module):
+                own = [t for t in _tensors(one) if id(t) not in self._but]
+                self._tensors += [(one, t, t.detach().clone(), t.grad) for t in own if t.is_leaf]
+            elif _has_state(one):
                 with suppress(Exception):  # whatever its state is made of
                     self._kept.append((one, copy.deepcopy(_state(one), _memo(one))))
 
-    def put_back(self) -> None:
-        """Each that has changed has its state again, and is named in ``changed``."""
+    def put_back(self, *, for_good: bool = False) -> None:
+        """Each that has changed has its state again, and is named in ``changed``.
+
+        Gradients of a module's weights are None until they are put back ``for_good``.
+        """
+        for module, tensor, before, grad in self._tensors:
+            if tensor.dtype != before.dtype or not torch.equal(tensor.detach(), before):
+                tensor.grad = None  # of the dtype that it was changed to
+                tensor.data = before.clone()
+                self.changed.add(type(module).__name__)
+            tensor.grad = grad if for_good else None
         for one, before in self._kept:
             if _differ(_state(one), before):
                 _put_back(one, copy.deepcopy(before, _memo(one)))
@@ -117,6 +133,10 @@ def _leaves_differ(one: Any, other: Any) -> bool:
     if isinstance(one, numpy.ndarray):
         return not numpy.array_equal(one, other)
     return isinstance(one, _PLAIN) and bool(one != other)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 # --- What a step knows ------------------------------------------------------------------------

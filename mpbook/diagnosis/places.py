@@ -97,7 +97,11 @@ class Seen:
 # --- Infinities that are meant ----------------------------------------------------------------
 
 _FILLS = frozenset("masked_fill masked_fill_ where full full_like fill_ scalar_tensor".split())
-PASS_ON = frozenset("_to_copy copy_ add add_ sub mul neg".split())
+PASS_ON = frozenset(
+    "_to_copy copy_ add add_ sub sub_ mul mul_ div div_ neg cat stack constant_pad_nd index gather "
+    "index_select take roll flip repeat tril triu clamp clamp_min clamp_max minimum maximum amax "
+    "amin slice_scatter select_scatter index_put index_put_ scatter scatter_ _to_dense".split()
+)
 """Operators that hand a mask's values on."""
 MASKED_FROM = 0.99 * 65504.0
 """The size of what fills a mask: float16's smallest number, with scores added to it, or more."""
@@ -145,6 +149,11 @@ def is_a_cell(file: str) -> bool:
     """Whether a file is a notebook's cell, as Jupyter, IPython or Colab name it."""
     path = Path(file)
     return path.parent.name.startswith("ipykernel_") or "ipython-input-" in path.name
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to a library, so that nobody should edit it."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def is_theirs(file: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mpbook.autocast.policy import dtype_name
-from mpbook.diagnosis.advice import Advice
+from mpbook.diagnosis.advice import STATES, Advice
 from mpbook.diagnosis.costs import Memory
 from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import Seen
@@ -102,12 +102,17 @@ class Diagnosis:
 
     def to_do(self) -> str:
         """What to do, ranked, with the lines to paste and the section of the book."""
-        parts = []
+        parts = [self._nothing_to_do()] if self._nothing_to_do() else []
         for number, one in enumerate(self.advice, 1):
             text = f"{number}. {one.format}: {one.what}"
             text += "".join(f"\n       {line}" for line in one.lines.splitlines())
             parts.append(text + (f"\n   see {one.page}" if one.page else ""))
-        return "\n".join(parts) or "Nothing to do: autocast around the forward pass is enough."
+        return "\n".join(parts)
+
+    def _nothing_to_do(self) -> str:
+        """A sentence where there is advice for states in 16 bits at most; else nothing."""
+        needed = any(one.format != STATES for one in self.advice)
+        return "" if needed else "Nothing to do: autocast around the forward pass is enough."
 
     def as_dict(self) -> dict[str, Any]:
         """The same in what JSON can hold."""
@@ -136,7 +141,9 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         items = "".join(_html_item(one) for one in self.advice)
-        to_do = f"<ol>{items}</ol>" if items else f"<p>{html.escape(self.to_do())}</p>"
+        nothing = self._nothing_to_do()
+        to_do = f"<p>{nothing}</p>" if nothing else ""
+        to_do += f"<ol>{items}</ol>" if items else ""
         return f"{self.table()._repr_html_()}<p><strong>What to do</strong></p>{to_do}"
 
 
@@ -188,7 +195,7 @@ def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:
     if v.gradient_error and math.isfinite(v.total):
         worst = max(v.gradient_error, key=lambda key: v.gradient_error[key])
         said = f"gradients {v.total:.1%} off float32's, worst {v.gradient_error[worst]:.1%}"
-        if v.total > WRONG and not v.wrong and repeatable:
+        if v.total > WRONG and v.survives != "no" and repeatable:
             said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
     for one in part.flipped:

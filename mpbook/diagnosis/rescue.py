@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.failures import in_16_bit, overflows, suspects
 from mpbook.diagnosis.gradients import total_error
-from mpbook.diagnosis.places import LOSS, Place, Seen, is_a_cell
+from mpbook.diagnosis.places import LOSS, MODEL, Place, Seen, is_a_cell, is_installed
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.verdicts import WRONG, is_right
 from mpbook.diagnosis.workload import Workload
@@ -36,7 +37,8 @@ class Rescue:
     """The parts to keep in float32, and whether the format then holds.
 
     ``places`` is empty where nothing was found.  ``because`` says what 16 bits do there, and
-    ``total`` how far off float32's all gradients still are.
+    ``total`` how far off float32's all gradients still are.  Where lines are a library's,
+    ``classes`` has the modules to keep whole instead.
     """
 
     format: str
@@ -44,17 +46,21 @@ class Rescue:
     holds: bool
     because: Because = "overflow"
     total: float = 0.0
+    classes: tuple[str, ...] = ()
 
     @property
     def code(self) -> str:
         """Lines to paste: plain torch, no import of this package."""
-        lines = [p for p in self.places if p.file]
+        lines = [p for p in self.places if p.file and not (self.classes and is_installed(p.file))]
         modules = [p.module for p in self.places if not p.file and p.module != LOSS]
         parts = [_of_a_line(p) for p in lines]
         if any(p.module == LOSS and not p.file for p in self.places):
             parts.append(OF_THE_LOSS)
         if modules:
-            parts.append(_OF_MODULES.format(names=modules))
+            parts.append(_KEEP + _OF_MODULES.format(names=modules))
+        if self.classes:
+            keep = "" if modules else _KEEP
+            parts.append(keep + _OF_CLASSES.format(names=list(self.classes)))
         return "\n\n".join(parts)
 
 
@@ -96,9 +102,34 @@ def rescue(
     run = with_float32(kept) if kept else failed
     if not kept or not holds(run):
         return Rescue(dtype_name(failed.dtype), (), holds=False)
-    total = total_error(run, reference, noise)
-    because = _because(failed, reference, kept)
-    return Rescue(dtype_name(failed.dtype), tuple(kept), holds=True, because=because, total=total)
+    whole = _whole_modules(workload.model, kept)
+    classes: tuple[str, ...] = ()
+    if whole and holds(with_whole := with_float32(whole)):
+        run, classes = with_whole, _classes(workload.model, kept)
+    return Rescue(
+        dtype_name(failed.dtype),
+        tuple(kept),
+        holds=True,
+        because=_because(failed, reference, kept),
+        total=total_error(run, reference, noise),
+        classes=classes,
+    )
+
+
+def _classes(model: nn.Module, kept: list[Place]) -> tuple[str, ...]:
+    """The kinds of modules in which a library's lines run."""
+    inside = [p for p in kept if is_installed(p.file) and p.module not in (LOSS, MODEL)]
+    return tuple(dict.fromkeys(type(model.get_submodule(p.module)).__name__ for p in inside))
+
+
+def _whole_modules(model: nn.Module, kept: list[Place]) -> list[Place]:
+    """The same places with whole modules for a library's lines; none where no line is a library's.
+
+    A line is that of each module of a kind, and so are they all kept.
+    """
+    classes = _classes(model, kept)
+    modules = [Place(n) for n, m in model.named_modules() if n and type(m).__name__ in classes]
+    return [*modules, *(p for p in kept if not is_installed(p.file))] if modules else []
 
 
 def _of_suspects(
@@ -189,7 +220,7 @@ OF_THE_LOSS = """with torch.autocast(device_type, enabled=False):
     loss = loss_function(output.float(), target)"""
 """A loss in float32."""
 
-_OF_MODULES = """from torch.utils._pytree import tree_map
+_KEEP = """from torch.utils._pytree import tree_map
 
 def wide(x):
     is_narrow = torch.is_tensor(x) and x.dtype in (torch.float16, torch.bfloat16)
@@ -203,5 +234,9 @@ def in_float32(module):
             return forward(*inputs, **named)
     module.forward = run
 
-for name in {names}:
+"""
+_OF_MODULES = """for name in {names}:
     in_float32(model.get_submodule(name if name != "(model)" else ""))"""
+_OF_CLASSES = """for module in model.modules():
+    if type(module).__name__ in {names}:
+        in_float32(module)"""

@@ -73,7 +73,7 @@ class Stepper:
         self.model, self.optimizer, self.record, self.device = model, optimizer, run, device
         self.writes, self.watching = writes, watching
         self.number = 0
-        for one in each(optimizer):
+        for one in self._inner():  # a wrapper may call what it wraps by other ways than its step
             one.step = partial(self._guarded, one, one.step)
 
     def run(self, number: int, step: Any, batch: Any, autocast: Any) -> None:
@@ -182,9 +182,7 @@ class Stepper:
             raise _NotFinite
 
     def _keep_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Those of the first step that are about to be used: others are not yet made."""
-        if self.number:
-            return
+        """The first of each weight that are about to be used: others are not yet made."""
         used = {id(p) for p in parameters}
         for name, parameter in self.model.named_parameters():
             kept = name in self.record.gradients or id(parameter) not in used
@@ -195,6 +193,11 @@ class Stepper:
     def finish(self) -> None:
         """Note what is held in the end, and which weights and buffers are not finite."""
         record = self.record
+        if not (record.gradients or record.error or record.skipped):  # left for a later step
+            try:
+                self._make_ready(list(self.model.parameters()))
+            except _NotFinite:
+                record.skipped += 1
         states = [t for o in self._inner() for t in state_tensors(dict(getattr(o, "state", {})))]
         held = [*self.model.parameters(), *self.model.buffers(), *record.gradients.values()]
         plain = [t for t in (*held, *states) if t.layout == torch.strided]

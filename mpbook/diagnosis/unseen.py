@@ -36,7 +36,9 @@ def unseen(workload: Workload, run: Run) -> list[tuple[str, str]]:
     if workload.optimizer is None:
         found.append(("updates and states: no optimizer was passed", ""))
     for name in sorted(workload.outside.changed):
-        what = "what it does: the step knows it by itself, so it was put back and is no copy's"
+        what = (
+            "what it does: a step or a loss knows it by itself, so it was put back and is no copy's"
+        )
         found.append((what, name))
     if not run.gradients:
         found.append(("gradients: no weight had one in its .grad, so none was compared", ""))

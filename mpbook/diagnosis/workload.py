@@ -10,6 +10,7 @@ trains or runs the model itself is refused (`mpbook.diagnosis.left_alone`).
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -49,15 +50,19 @@ from mpbook.diagnosis.left_alone import NOT_THE_COPY, left_alone
 from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.outside import Outside
 from mpbook.diagnosis.places import LOSS, Place
+from mpbook.diagnosis.same_draws import SameDraws
 from mpbook.diagnosis.state import StateLedger
 from mpbook.diagnosis.stepping import Run, Stepper
-from mpbook.distributed import BEFORE_SHARDING, refuse_sharded
+from mpbook.distributed import BEFORE_SHARDING, is_data_parallel, refuse_sharded
 from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.nests import mapped, tensors
 from mpbook.watch.optimizer_steps import with_wrapped
 
 Target = Literal["cuda", "cpu"]
 Step = Callable[[Any, Any, Any], Any]
+
+MANY_TIMES = 10
+"""As many operators as the reference: what runs more is not waited for."""
 
 _AT_ITS_END = (
     "step: an iterator that it draws from is at its end, and each format runs the steps again; "
@@ -93,6 +98,7 @@ class Workload:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: a {type(model).__name__}; expected a torch.nn.Module")
         self.model, self.compiled = unwrapped(model)
+        self.distributed = is_data_parallel(model) and not hasattr(self.model, "module")
         refuse_sharded(self.model, instead=BEFORE_SHARDING)
         self.batches, self.loss, self.step, self.target = batches, loss, step, target
         self.device = device_of(self.model, batches)
@@ -100,7 +106,13 @@ class Workload:
         must_own_weights(self.optimizer, self.model)
         self.given = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.call = Call(loss)
-        self.outside = Outside(step, each(self.optimizer), but=self.model)
+        self.most = math.inf
+        by_itself = step if isinstance(loss, nn.Module) or loss is None else loss
+        self.outside = Outside(by_itself, each(self.optimizer), but=self.model)
+
+    def limit_operators(self, reference: Run) -> None:
+        """No run after this one runs many times its operators, as a solver does that never ends."""
+        self.most = MANY_TIMES * reference.recorder.operators + 10_000
 
     def of_batches(self, batches: list[Any]) -> Workload:
         """The same model on other batches."""
@@ -140,12 +152,14 @@ class Workload:
             writes: a ledger of in-place writes, told which states there are.
         """
         model, optimizer, call = self._copies(weights)
+        if self.distributed:  # what a step may ask of the wrapper
+            vars(model).update(module=model, no_sync=nullcontext)
         if rounded_to is not None:
             round_weights(model, rounded_to)
         keep_in_float32(model, {own_name(p) for p in in_float32 if not p.file} - {LOSS})
         call.in_float32 = any(p.module == LOSS and not p.file for p in in_float32)
         lines = [(p.file, p.line) for p in in_float32 if p.file]
-        recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale)
+        recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale, most=self.most)
         run = Run(dtype, loss_scale, recorder, steps)
         watching = recorder if watched else nullcontext()
         stepper = Stepper(model, optimizer, run, self.device, writes, watching)
@@ -173,6 +187,7 @@ class Workload:
         """What every step of a run is inside of, whichever it is."""
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.device))
+            stack.enter_context(SameDraws())
             stack.enter_context(eager())
             stack.enter_context(as_on_a_gpu(self.target, self.device))
             stack.enter_context(matmul_emulation(computed, self.device))
@@ -226,7 +241,7 @@ class Workload:
             try:
                 yield
             finally:
-                self.outside.put_back()
+                self.outside.put_back(for_good=True)
 
     def must_have_reached_the_copy(self, reference: Run) -> None:
         """A sound run in float32 that gave the copy no gradient was a run of something else.
@@ -244,7 +259,8 @@ class Workload:
         loss = copy_of_module(self.loss, memo, what="loss") if is_module else None
         optimizer = deep_copy(self.optimizer, what="optimizer", memo=memo)
         for one, theirs in zip(each(optimizer), each(self.optimizer), strict=True):
-            for inner, original in zip(with_wrapped(one), with_wrapped(theirs), strict=True):
+            for nth, original in enumerate(with_wrapped(theirs)):
+                inner = with_wrapped(one)[nth]  # which the one around it has got by now
                 vars(inner).pop("step", None)  # a scheduler's, which would step the original
                 complete(inner, original, memo)
         if weights is not None:
@@ -270,7 +286,8 @@ class Workload:
         own = partial(converted, dtype=torch.float32, given=self.given)
         imitated = as_on_a_gpu(self.target, self.device)
         with same_random_numbers(self.device), eager(), imitated:
-            call(model, mapped(own, self.batches[0]))
+            # A saved tensor that was changed is told here alone: hooks on what is saved hide it.
+            call(model, mapped(own, self.batches[0])).backward()
             call.find_saved(model, mapped(own, self.batches[0]))
         self.call = call.with_loss(self.loss)
 
