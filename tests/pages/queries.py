@@ -357,4 +357,6 @@ QUERIES: dict[str, set[str]] = {
         "autocast-bfloat16-model",
     },
     "Using torch_dtype bfloat16 with Trainer bf16=True double": {"fw-two-by-two"},
+    "does amp change the learning rate or batch size I should use": {"autocast-recipe"},
+    "is mixed precision worse accuracy": {"autocast-recipe"},
 }
