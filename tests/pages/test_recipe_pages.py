@@ -99,9 +99,13 @@ def strings_of(module: object) -> str:
     return " ".join(" ".join(constants).split())
 
 
+ELSEWHERE = {"ls-float64"}
+"""Traps whose messages other devices than a CPU or CUDA say."""
+
+
 def errors(name: str) -> list[tuple[Symptom, str]]:
-    """Every error message that a page of traps names, with its trap."""
-    traps = symptoms(page(f"{name}_traps"))
+    """Every error message that a page of traps names and this torch can say, with its trap."""
+    traps = [trap for trap in symptoms(page(f"{name}_traps")) if trap.target not in ELSEWHERE]
     return [(trap, message) for trap in traps if trap.kind == "error" for message in trap.seen]
 
 
