@@ -111,6 +111,15 @@ _MASK = (
     "numbers/precision_formats_traps.html#mask-value",
 )
 
+_CUSTOM_FUNCTION = """class Mine(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type=device_type, cast_inputs=torch.float32)
+    def forward(ctx, x): ...
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type=device_type)
+    def backward(ctx, gradient): ..."""
+
 _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
     (
         "unsafe to autocast",
@@ -129,8 +138,7 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
         (
             "two dtypes meet that autocast does not unite: cast one of them, and give an "
             "autograd.Function of your own torch.amp.custom_fwd and custom_bwd",
-            "@torch.amp.custom_fwd(device_type=device_type, cast_inputs=torch.float32)  # forward\n"
-            "@torch.amp.custom_bwd(device_type=device_type)  # backward",
+            _CUSTOM_FUNCTION,
             "recipe/autocast_traps.html#autocast-custom-function",
         ),
     ),

@@ -32,11 +32,12 @@ Way = Callable[["Call", nn.Module, Any], Any]
 """A call's own: from a model and a batch to a loss."""
 
 
-def as_batches(batches: Any, steps: int) -> list[Any]:
+def as_batches(batches: Any, steps: int, loss: Loss | None = None) -> list[Any]:
     """One batch for each step; fewer are used again.
 
     A list, a generator or a loader holds batches; a tensor, a tuple, a mapping or a dataclass is
-    one, and so is a list of tensors that are not alike, as ``next(iter(loader))`` gives it.
+    one.  So is a list of tensors as ``next(iter(loader))`` gives it: they are not alike, or there
+    are two and the loss is one of torch's, of an output and a target.
 
     Raises:
         ValueError: no batch, or no step.
@@ -44,7 +45,9 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
     with random_numbers_kept(torch.device("cpu")):  # a loader draws from them
-        found = list(itertools.islice(batches, steps)) if _holds_batches(batches) else [batches]
+        found = (
+            list(itertools.islice(batches, steps)) if _holds_batches(batches, loss) else [batches]
+        )
     if not found or found == [None]:
         raise ValueError(
             "batches: has no batch; expected one (a tensor, tuple, dict or dataclass), or a list "
@@ -53,10 +56,11 @@ def as_batches(batches: Any, steps: int) -> list[Any]:
     return [found[i % len(found)] for i in range(steps)]
 
 
-def _holds_batches(batches: Any) -> bool:
+def _holds_batches(batches: Any, loss: Loss | None) -> bool:
     one = isinstance(batches, Tensor | tuple | Mapping) or dataclasses.is_dataclass(batches)
     if isinstance(batches, list) and all(isinstance(t, Tensor) for t in batches):
-        one = len({(t.dtype, t.dim()) for t in batches}) > 1
+        takes_a_target = loss is not None and _is_of_torch(loss) and len(batches) == 2
+        one = takes_a_target or len({(t.dtype, t.dim()) for t in batches}) > 1
     return not one and isinstance(batches, Iterable) and not hasattr(batches, "keys")
 
 

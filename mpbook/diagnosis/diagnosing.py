@@ -52,7 +52,8 @@ def diagnose(
     Args:
         model: any module, on a CPU or a GPU; of DistributedDataParallel, the one inside.
         batches: a batch, or a list, generator or loader of them.  A tuple is ``(inputs...,
-            target)`` or what ``forward`` takes; a mapping goes in by keyword.
+            target)`` or what ``forward`` takes, and so is a list of tensors as a loader gives it; a
+            mapping goes in by keyword.
         loss: a function of ``(output, batch)``, ``(output, target)`` or ``(output)``; None where
             the model returns its loss.
         optimizer: the one of the training, a class or function of parameters, or None: then nothing
@@ -74,7 +75,7 @@ def diagnose(
     """
     _check(formats, target, loss, step)
     card = find_roof(roof)
-    given = as_batches(batches, steps)
+    given = as_batches(batches, steps, loss)
     workload = Workload(model, given, loss=loss, step=step, optimizer=optimizer, target=target)
     with workload.left_alone():
         return _diagnosed(workload, tuple(formats), steps, card, rescued=rescue)
@@ -175,7 +176,7 @@ def _judged(
     sensitive = _sensitivity(workload, reference, noise, getattr(torch, format))
     if format == "bfloat16":
         return verdicts.judge_without_scale(format, wide, reference, noise, sensitive), wide
-    unscaled = workload.run(torch.float16, steps=1)
+    unscaled = workload.run(torch.float16, steps=reference.steps_to_gradients)
     run = workload.run_scaled(torch.float16, steps=steps, loss_scale=suggested_scale(wide))
     return verdicts.judge_float16(run, unscaled, wide, reference, noise, sensitive), run
 
@@ -187,11 +188,13 @@ def _total_without_rounding(
     if not (run.sound and run.recorder.rounded):
         return None
     places = list(run.recorder.rounded)
-    kept = workload.run(run.dtype, steps=1, loss_scale=run.loss_scale, in_float32=places)
+    few = reference.steps_to_gradients
+    kept = workload.run(run.dtype, steps=few, loss_scale=run.loss_scale, in_float32=places)
     return total_error(kept, reference, noise) if kept.sound else None
 
 
 def _sensitivity(workload: Workload, reference: Run, noise: set[str], dtype: torch.dtype) -> float:
     """How far float32's gradients move when nothing but the weights is rounded."""
-    rounded = workload.run(torch.float32, steps=1, rounded_to=dtype, watched=False)
+    few = reference.steps_to_gradients
+    rounded = workload.run(torch.float32, steps=few, rounded_to=dtype, watched=False)
     return total_error(rounded, reference, noise)

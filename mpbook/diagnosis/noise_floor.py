@@ -21,7 +21,9 @@ def noise(workload: Workload, reference: Run) -> set[str]:
 
     Empty where the model does not run in float64.
     """
-    exact = workload.run(torch.float64, steps=1, weights=torch.float64, watched=False)
+    exact = workload.run(
+        torch.float64, steps=reference.steps_to_gradients, weights=torch.float64, watched=False
+    )
     if exact.error is not None:
         return set()
     found = set()

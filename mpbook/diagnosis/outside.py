@@ -12,7 +12,7 @@ import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy
@@ -40,10 +40,12 @@ class Outside:
     def __init__(self, step: Any, optimizers: list[Any], but: Any) -> None:
         self.changed: set[str] = set()
         self._kept: list[tuple[Any, Any]] = []
+        self._plain: list[tuple[Any, list[tuple[Any, Any]]]] = []
         self._tensors: list[tuple[nn.Module, Tensor, Tensor, Tensor | None]] = []
         if step is None:
             return
         self._but = {id(t) for t in _tensors(but)} if isinstance(but, nn.Module) else set()
+        self._plain = [(held, list(_plain_of(held))) for held in _holders(step)]
         known = [inner for one in optimizers for inner in with_wrapped(one)]
         for one in {id(one): one for one in (*known, *_reached(step))}.values():
             if one is but:
@@ -60,6 +62,8 @@ class Outside:
 
         Gradients of a module's weights are None until they are put back ``for_good``.
         """
+        for held, values in self._plain:
+            _set_plain(held, values)
         for module, tensor, before, grad in self._tensors:
             if tensor.dtype != before.dtype or not torch.equal(tensor.detach(), before):
                 tensor.grad = None  # of the dtype that it was changed to
@@ -139,11 +143,48 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
+# --- Numbers that a step counts with ----------------------------------------------------------
+
+
+def _holders(step: Any) -> list[Any]:
+    """Functions and objects that hold plain values: counters, the numbers of a step."""
+    objects = (value for value in _walked(step) if not _has_state(value))
+    return [v for v in objects if isinstance(v, FunctionType) or hasattr(v, "__dict__")]
+
+
+def _plain_of(held: Any) -> Iterator[tuple[Any, Any]]:
+    """Names, or cells, with the plain values that they have."""
+    if not isinstance(held, FunctionType):
+        yield from ((n, v) for n, v in vars(held).items() if isinstance(v, _PLAIN))
+        return
+    for cell in held.__closure__ or ():
+        with suppress(ValueError):
+            if isinstance(cell.cell_contents, _PLAIN):
+                yield cell, cell.cell_contents
+    for name in _names(held.__code__) & held.__globals__.keys():
+        if isinstance(held.__globals__[name], _PLAIN):
+            yield name, held.__globals__[name]
+
+
+def _set_plain(held: Any, values: list[tuple[Any, Any]]) -> None:
+    names = held.__globals__ if isinstance(held, FunctionType) else vars(held)
+    for name, value in values:
+        if isinstance(name, CellType):
+            name.cell_contents = value
+        elif names.get(name) != value:
+            names[name] = value
+
+
 # --- What a step knows ------------------------------------------------------------------------
 
 
 def _reached(step: Any) -> Iterator[Any]:
     """Whatever has a state and is known to a function, or to what it knows."""
+    return filter(_has_state, _walked(step))
+
+
+def _walked(step: Any) -> Iterator[Any]:
+    """A function and what it knows, as far as that is neither plain nor has a state."""
     seen: set[int] = set()
     left = [(step, _DEPTH)]
     while left:
@@ -151,9 +192,8 @@ def _reached(step: Any) -> Iterator[Any]:
         if id(value) in seen or isinstance(value, _PLAIN | Tensor | ModuleType | type):
             continue
         seen.add(id(value))
-        if _has_state(value):
-            yield value
-        elif depth:
+        yield value
+        if depth and not _has_state(value):
             left += [(one, depth - 1) for one in _known_to(value)]
 
 

@@ -93,7 +93,7 @@ def rescue(
         return is_right(run, reference, noise, sensitive)
 
     def is_near(places: list[Place]) -> bool:
-        run = with_float32(places, 1)
+        run = with_float32(places, reference.steps_to_gradients)
         return run.sound and total_error(run, reference, noise) <= WRONG / 2
 
     kept = _of_suspects(failed, reference, with_float32, holds)

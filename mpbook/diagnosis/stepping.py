@@ -25,7 +25,11 @@ from mpbook.watch.optimizer_steps import with_wrapped
 
 @dataclass
 class Run:
-    """What one run of the steps left: what was seen, and whether it was finite."""
+    """What one run of the steps left: what was seen, and whether it was finite.
+
+    ``steps_to_gradients`` is how many steps it took until each gradient was used: more than one
+    where a loop accumulates them, or has several optimizers that take turns.
+    """
 
     dtype: torch.dtype
     loss_scale: float
@@ -33,6 +37,7 @@ class Run:
     steps: int
     losses: list[float] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    steps_to_gradients: int = 1
     skipped: int = 0
     nonfinite_weights: list[str] = field(default_factory=list)
     nonfinite_buffers: list[str] = field(default_factory=list)
@@ -73,6 +78,7 @@ class Stepper:
         self.model, self.optimizer, self.record, self.device = model, optimizer, run, device
         self.writes, self.watching = writes, watching
         self.number = 0
+        self.infinite = {*nonfinite(model.named_parameters()), *nonfinite(model.named_buffers())}
         for one in self._inner():  # a wrapper may call what it wraps by other ways than its step
             one.step = partial(self._guarded, one, one.step)
 
@@ -188,10 +194,11 @@ class Stepper:
             kept = name in self.record.gradients or id(parameter) not in used
             if parameter.grad is not None and not kept:
                 grad = parameter.grad.detach()
+                self.record.steps_to_gradients = self.number + 1
                 self.record.gradients[name] = (grad.to_dense() if grad.is_sparse else grad).clone()
 
     def finish(self) -> None:
-        """Note what is held in the end, and which weights and buffers are not finite."""
+        """Note what is held in the end, and which weights and buffers are no longer finite."""
         record = self.record
         if not (record.gradients or record.error or record.skipped):  # left for a later step
             try:
@@ -202,8 +209,12 @@ class Stepper:
         held = [*self.model.parameters(), *self.model.buffers(), *record.gradients.values()]
         plain = [t for t in (*held, *states) if t.layout == torch.strided]
         record.kept_bytes = count_bytes(plain)
-        record.nonfinite_weights = nonfinite(self.model.named_parameters())
-        record.nonfinite_buffers = nonfinite(self.model.named_buffers())
+        record.nonfinite_weights = self._become_nonfinite(self.model.named_parameters())
+        record.nonfinite_buffers = self._become_nonfinite(self.model.named_buffers())
+
+    def _become_nonfinite(self, named: Any) -> list[str]:
+        """Not those that were so before, as a mask or a bound is."""
+        return [name for name in nonfinite(named) if name not in self.infinite]
 
 
 class _NotFinite(Exception):  # noqa: N818

@@ -112,7 +112,7 @@ class Workload:
 
     def limit_operators(self, reference: Run) -> None:
         """No run after this one runs many times its operators, as a solver does that never ends."""
-        self.most = MANY_TIMES * reference.recorder.operators + 10_000
+        self.most = MANY_TIMES * reference.recorder.operators + 1_000
 
     def of_batches(self, batches: list[Any]) -> Workload:
         """The same model on other batches."""
@@ -238,6 +238,7 @@ class Workload:
         """Gradients, weights, buffers and what the step knows are as they were when this ends."""
         modules = [m for m in (self.model, self.loss) if isinstance(m, nn.Module)]
         with left_alone(*modules, own_step=self.step is not None):
+            self.outside.put_back()  # gradients of a loss's own weights are kept aside
             try:
                 yield
             finally:

@@ -18,7 +18,7 @@ PAGES = sorted(set(re.findall(r'"([a-z_0-9]+/[a-z_0-9]+\.html#[a-z0-9-]+)"', SOU
 def snippets() -> Iterator[str]:
     yield from (lines for _, lines, _ in advice._BY_OPERATOR.values())
     yield from (lines for _, (_, lines, _) in advice._BY_MESSAGE)
-    yield from (advice._LOOP.format(scale=8), advice._BFLOAT16)
+    yield from (advice._LOOP.format(exponent=8), advice._BFLOAT16)
 
 
 def test_there_are_pages_to_check() -> None:

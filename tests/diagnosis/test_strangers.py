@@ -219,7 +219,7 @@ def test_an_overflow_that_an_error_follows_is_named_first() -> None:
     def chosen(x: Tensor) -> Tensor:
         logits = x * 300
         logits = logits * logits  # the squares
-        torch.distributions.Categorical(logits=logits)
+        torch.distributions.Categorical(logits=logits, validate_args=True)
         return x
 
     found = diagnose(mlp(Lambda(chosen)), batch(), loss=F.cross_entropy, formats=["float16"])
