@@ -137,6 +137,44 @@ def test_arrays_of_an_objects_state_are_put_back_each_time() -> None:
     assert outside.changed == {"Normaliser"}
 
 
+def ways_to_know(generator: torch.Generator) -> dict[str, Any]:
+    """Steps that know a generator, each in another way."""
+
+    def default(_model: Any, known: Any = generator) -> None: ...
+
+    def keyword_only(_model: Any, *, known: Any = generator) -> None: ...
+
+    def inner(_model: Any) -> Any:
+        return lambda: GLOBAL
+
+    class Called:
+        def __call__(self, _model: Any) -> Any:
+            return generator
+
+        def method(self, _model: Any) -> Any:
+            return generator
+
+    return {
+        "a keyword of a partial": partial(train, known=generator),
+        "a function in a partial": partial(keyword_only, 1),
+        "a default": default,
+        "a keyword's default": keyword_only,
+        "a global of a function inside": inner,
+        "a callable object": Called(),
+        "a method": Called().method,
+        "several": partial(train, {"all": [1, (2, 3, generator), 4], "first": 1, "last": 2}),
+    }
+
+
+@pytest.mark.parametrize("way", ways_to_know(GLOBAL))
+def test_a_generator_is_found_in_whatever_way_a_step_knows_it(way: str) -> None:
+    before = GLOBAL.get_state()
+    outside = Outside(ways_to_know(GLOBAL)[way], [], but=None)
+    torch.randn(1, generator=GLOBAL)
+    outside.put_back()
+    assert torch.equal(GLOBAL.get_state(), before)
+
+
 def test_random_numbers_of_its_own_are_the_same_in_each_run_and_afterwards() -> None:
     generator = torch.Generator().manual_seed(0)
     others = random.Random(0), numpy.random.default_rng(0), numpy.random.RandomState(0)
