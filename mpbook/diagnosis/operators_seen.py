@@ -172,7 +172,8 @@ class Recorder(TorchDispatchMode):
         phase: Phase = "update" if self.phase == "update" else "backward" if backward else "forward"
         place = self._place()
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if name in _CHOOSES and self.step == 0 and results:
+        chose = name in _CHOOSES and results and not results[-1].is_floating_point()
+        if chose and self.step == 0:  # a maximum of all has a value alone
             indices = results[-1].detach().cpu()
             self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
         for tensor in results:
@@ -279,7 +280,7 @@ _NO_NUMBERS = frozenset(
     "empty empty_like empty_strided new_empty new_empty_strided resize_ detach clone alias "
     "lift_fresh _unsafe_view _reshape_alias _local_scalar_dense set_".split()
 )
-_CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
+_CHOOSES = frozenset("topk argmax argmin max min sort kthvalue".split())
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
