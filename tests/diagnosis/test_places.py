@@ -1,13 +1,25 @@
-"""What counts as a mask, and what as an overflow."""
+"""What counts as a mask, what as an overflow, and whose lines are named."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
-from mpbook.diagnosis.places import OVERFLOWS, Key, Place, Seen, is_a_mask, is_like_a_mask
+from mpbook.diagnosis import diagnose
+from mpbook.diagnosis.places import (
+    OVERFLOWS,
+    Key,
+    Place,
+    Seen,
+    is_a_mask,
+    is_like_a_mask,
+    is_theirs,
+)
 
 
 def result(operator: str = "add", **options: Any) -> Seen:
@@ -50,3 +62,13 @@ def test_a_constant_that_is_written_is_meant() -> None:
 
 def test_headroom_is_counted_from_the_largest_number_of_float16() -> None:
     assert result(largest=65504.0 / 8).headroom == 3.0
+
+
+def test_lines_of_torch_and_of_what_runs_a_step_are_nobodys() -> None:
+    for file in (contextlib.__file__, torch.__file__, F.__file__, "<string>"):
+        assert not is_theirs(str(file))
+    assert is_theirs(__file__)
+    found = diagnose(nn.Linear(8, 3), (torch.ones(4, 8), torch.arange(4) % 3),
+                     loss=F.cross_entropy, formats=["float16"], steps=1)  # fmt: skip
+    tightest = found.of("float16").tightest
+    assert tightest and {one.key.place.file for one in tightest} == {""}

@@ -23,6 +23,7 @@ from mpbook.diagnosis.failures import (
 from mpbook.diagnosis.gradients import loss_error, losses_without_scale, relative_errors
 from mpbook.diagnosis.operators_seen import Choice, Recorder
 from mpbook.diagnosis.places import Key, Place, Seen
+from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.verdicts import FormatVerdict, is_right, judge_float16, judge_without_scale
 from mpbook.watch.histograms import log2_histogram
@@ -149,6 +150,13 @@ def test_an_operator_is_watched_within_two_binades_of_overflow(
     verdict = float16(run(seen=[result(largest=largest)]))
     said = advise({"float16": verdict}, {}, [])
     assert any("below overflow" in one.what for one in said) is warned
+
+
+@pytest.mark.parametrize(("lost", "told"), [(0.49, False), (0.51, True)])
+def test_weights_stand_still_from_half_of_their_changes_on(lost: float, told: bool) -> None:
+    write = Write("weights", "", "add_", torch.float32, changed=1, magnitude=1.0)
+    write.lost[torch.bfloat16] = lost
+    assert bool(advise({}, {}, [write])) is told
 
 
 # --- What fails first ---------------------------------------------------------------------------
