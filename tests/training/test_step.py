@@ -40,7 +40,8 @@ def test_clipping_equals_torchs(size, largest):
 
 
 def test_sparse_gradients_with_a_place_twice_are_clipped_in_place():
-    gradient = torch.sparse_coo_tensor([[1, 1]], torch.tensor([2.0, 1.0]), (3,))
+    places, values = torch.tensor([[1, 1]]), torch.tensor([2.0, 1.0])
+    gradient = torch.sparse_coo_tensor(places, values, (3,), check_invariants=True)
     assert gradient_norm([gradient]).item() == 3
     clip([gradient], gradient_norm([gradient]), largest=1.5)
     assert gradient.to_dense().tolist() == pytest.approx([0, 1.5, 0])
