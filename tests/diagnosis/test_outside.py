@@ -151,6 +151,7 @@ def ways_to_know(generator: torch.Generator) -> dict[str, Any]:
         def __call__(self, _model: Any) -> Any:
             return generator
 
+    class Trainer:
         def method(self, _model: Any) -> Any:
             return generator
 
@@ -161,7 +162,7 @@ def ways_to_know(generator: torch.Generator) -> dict[str, Any]:
         "a keyword's default": keyword_only,
         "a global of a function inside": inner,
         "a callable object": Called(),
-        "a method": Called().method,
+        "a method": Trainer().method,
         "several": partial(train, {"all": [1, (2, 3, generator), 4], "first": 1, "last": 2}),
     }
 
