@@ -39,6 +39,18 @@ def test_the_refusal_of_binary_cross_entropy_is_cudas() -> None:
         nn.functional.binary_cross_entropy(half, half)
 
 
+def test_a_weight_that_was_written_to_or_is_another_is_cast_again() -> None:
+    x = torch.ones(1, 1)
+    with autocast_of("cuda", torch.float16, CPU):
+        for value in range(20):  # each at the address of the one before, if nobody kept that
+            weight = nn.Parameter(torch.full((1, 1), float(value)))
+            assert nn.functional.linear(x, weight).item() == value
+            with torch.no_grad():
+                weight += 1
+            assert nn.functional.linear(x, weight).item() == value + 1
+            del weight
+
+
 def test_the_cpus_own_autocast_is_back_afterwards() -> None:
     x = torch.ones(4)
 

@@ -86,9 +86,11 @@ def test_a_part_in_float32_that_names_cuda_is_in_float32(part: Any) -> None:
     assert diagnose(Island(gram), batch(), **FAST).survives("float16") == "no"
 
 
-def test_what_is_asked_of_cuda_is_answered_and_is_torchs_own_again() -> None:
+@pytest.mark.parametrize("given", [{}, {"device_type": "cuda"}], ids=["by place", "by keyword"])
+def test_what_is_asked_of_cuda_is_answered_and_is_torchs_own_again(given: Any) -> None:
     before = torch.is_autocast_enabled, torch.autocast.__init__
-    with cuda_means_cpu(), torch.autocast("cuda", dtype=torch.bfloat16):
+    device = () if given else ("cuda",)
+    with cuda_means_cpu(), torch.autocast(*device, **given, dtype=torch.bfloat16):
         assert torch.is_autocast_enabled() and torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cuda") == torch.bfloat16
         assert torch.get_autocast_gpu_dtype() == torch.bfloat16
