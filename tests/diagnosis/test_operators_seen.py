@@ -66,6 +66,18 @@ def test_each_operator_of_the_backward_pass_has_its_own_line() -> None:
     assert "# after their scale" in line_of(quotient)
 
 
+def test_of_two_operators_in_a_row_each_has_the_gradient_of_its_own() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.exp()  # first
+            return y.tanh()  # second
+
+    found = seen(Model(), torch.ones(2, requires_grad=True), backward=True)
+    (outer,) = [s for s in found if s.operator == "tanh_backward"]
+    inner = next(s for s in found if s.key.phase == "backward" and "# first" in line_of(s))
+    assert "# second" in line_of(outer) and inner.operator == "mul"
+
+
 def test_gradients_are_noted_without_the_loss_scale() -> None:
     x = torch.full((1, 4, 4), 8.0, requires_grad=True)
     for scale in (1.0, 1024.0):
