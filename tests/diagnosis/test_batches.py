@@ -61,6 +61,10 @@ def test_one_batch_or_several(batches: Any, count: int) -> None:
     assert len({id(batch) for batch in found}) == count
 
 
+def test_fewer_batches_than_steps_begin_again() -> None:
+    assert as_batches([1, 2], 5) == [1, 2, 1, 2, 1]
+
+
 @pytest.mark.parametrize("batches", [[], iter([]), [None]])
 def test_no_batch_is_an_error_that_says_what_would_do(batches: Any) -> None:
     with pytest.raises(ValueError, match="batches: has no batch; expected one"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from mpbook.diagnosis.failures import (
     where_it_began,
 )
 from mpbook.diagnosis.gradients import loss_error, losses_without_scale, relative_errors
+from mpbook.diagnosis.noise_floor import noise
 from mpbook.diagnosis.operators_seen import Choice, Recorder
 from mpbook.diagnosis.places import Key, Place, Seen
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.unseen import _never_called
 from mpbook.diagnosis.verdicts import FormatVerdict, is_right, judge_float16, judge_without_scale
 from mpbook.watch.histograms import log2_histogram
 
@@ -110,6 +113,18 @@ def test_what_is_wrong_with_a_scale_too_is_no_reason_for_one() -> None:
 
 def test_a_gradient_that_is_not_finite_is_infinitely_wrong() -> None:
     assert relative_errors(run(float("nan")), run(), set())["large"] == float("inf")
+
+
+@pytest.mark.parametrize(("exact", "silent"), [(0.76, set()), (0.74, {"large"})])
+def test_a_gradient_that_is_a_quarter_rounding_has_no_vote(exact: float, silent: set[str]) -> None:
+    workload: Any = SimpleNamespace(run=lambda *_, **__: run(exact))
+    assert noise(workload, run()) == silent
+
+
+@pytest.mark.parametrize(("unused", "shown"), [(8, 8), (9, 9)])
+def test_modules_that_nobody_called_are_named_up_to_eight(unused: int, shown: int) -> None:
+    found = _never_called(nn.ModuleList(nn.Linear(1, 1) for _ in range(unused)), run())
+    assert len(found) == shown and (found[-1] == "and 1 more") is (unused > 8)
 
 
 def test_the_error_of_a_loss_is_relative() -> None:
