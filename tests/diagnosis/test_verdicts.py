@@ -108,7 +108,8 @@ def test_a_loss_scale_is_needed_from_a_fifth_of_a_gradient(gradient: float, need
 def test_what_is_wrong_with_a_scale_too_is_no_reason_for_one() -> None:
     lost = losses_without_scale(run(0.5), run(0.75), run(), set())
     assert lost["large"] == pytest.approx(0.25)
-    assert losses_without_scale(run(0.5), run(float("inf")), run(), set())["large"] == 0.0
+    for bare in (0.5, float("inf")):
+        assert losses_without_scale(run(bare), run(float("inf")), run(), set())["large"] == 0.0
 
 
 def test_a_gradient_that_is_not_finite_is_infinitely_wrong() -> None:
@@ -214,9 +215,10 @@ def test_scales_keep_nine_tenths_of_a_gradient_and_overflow_none() -> None:
         assert scale_window(run(seen=[parts])) == (low, 53)
 
 
-def test_a_suggested_scale_is_one_below_overflow_at_most_and_never_below_its_window() -> None:
+def test_a_suggested_scale_is_one_below_overflow_at_most() -> None:
     assert suggested_scale(run(seen=[gradients(2.0**14)])) == 2.0**0
     assert suggested_scale(run(seen=[gradients(2.0**-24)])) == 2.0**19
+    assert suggested_scale(run(seen=[gradients(2.0**-30), gradients(2.0**9, nth=2)])) == 2.0**5
     assert suggested_scale(run()) == 2.0**10
 
 
