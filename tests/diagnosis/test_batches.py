@@ -95,6 +95,19 @@ def test_a_loss_of_the_output_alone_leaves_the_batch_to_the_model() -> None:
     assert torch.equal(Call(lambda o: o.mean())(model, (X, Y)), model(X, Y).mean())
 
 
+def test_a_target_is_no_second_input_where_the_model_would_take_one() -> None:
+    class Optional(OfTwo):
+        def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+            return super().forward(x, torch.zeros(1) if shift is None else shift)
+
+    model, index = Optional(), torch.arange(4) % 3
+    index[0] = 2
+    expected = F.cross_entropy(model(X), index)
+    assert torch.equal(Call(F.cross_entropy)(model, (X, index)), expected)
+    by_sum = Call(lambda o, y: (o.sum(1) * y).sum())
+    assert torch.equal(by_sum(model, (X, index)), (model(X).sum(1) * index).sum())
+
+
 def test_two_inputs_and_a_target() -> None:
     model = OfTwo()
     expected = F.cross_entropy(model(X, X), Y)
