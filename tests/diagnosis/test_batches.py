@@ -95,6 +95,12 @@ def test_a_loss_of_the_output_alone_leaves_the_batch_to_the_model() -> None:
     assert torch.equal(Call(lambda o: o.mean())(model, (X, Y)), model(X, Y).mean())
 
 
+def test_what_a_loss_has_a_default_for_is_not_the_batch() -> None:
+    model = nn.Linear(3, 3)
+    got = Call(lambda o, factor=2.0: (o * factor).mean())(model, torch.full((4, 3), 5.0))
+    assert torch.equal(got, (2 * model(torch.full((4, 3), 5.0))).mean())
+
+
 def test_a_target_is_no_second_input_where_the_model_would_take_one() -> None:
     class Optional(OfTwo):
         def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
