@@ -35,11 +35,12 @@ def test_random_numbers_begin_alike_inside_and_go_on_outside() -> None:
     torch.set_rng_state(states[0])
     random.setstate(states[1])
     numpy.random.set_state(states[2])
-    inside = []
+    inside, after = [], []
     for _ in range(2):
         with same_random_numbers(CPU):
             inside.append(drawn())
-    assert inside[0] == inside[1] and drawn() == outside
+        after.append(drawn())
+    assert inside[0] == inside[1] and after[0] == outside
 
 
 def test_a_condition_is_torchs_own_again_after_an_error() -> None:
