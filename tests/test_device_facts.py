@@ -204,6 +204,36 @@ def test_cards_of_one_chip_differ_as_their_boards_do() -> None:
     assert bandwidth["H200 SXM"] > bandwidth["H100 SXM"]
 
 
+# Bits of the memory bus, and gigabits a second of each pin.
+BUSES = {
+    "RTX 5090": (512, 28), "RTX PRO 6000": (512, 28), "RTX 5080": (256, 30),
+    "RTX 5070 Ti": (256, 28), "RTX 5070": (192, 28), "RTX 4090": (384, 21),
+    "RTX 4080": (256, 22.4), "RTX 4070 Ti": (192, 21), "RTX 3090": (384, 19.5),
+    "RTX 3080 Ti": (384, 19), "RTX 3070": (256, 14), "RTX 2080 Ti": (352, 14),
+    "RTX 6000 Ada": (384, 20), "RTX A6000": (384, 16), "RTX A5000": (384, 16), "A40": (384, 14.5),
+    "A10": (384, 12.5), "A10G": (384, 12.5), "L40S": (384, 18), "L4": (192, 12.5), "T4": (256, 10),
+}  # fmt: skip
+# CUDA cores, and the boost clock in gigahertz.
+CORES = {
+    "RTX 5090": (21760, 2.407), "RTX 5080": (10752, 2.617), "RTX 5070 Ti": (8960, 2.452),
+    "RTX 5070": (6144, 2.512), "RTX 4090": (16384, 2.52), "RTX 4080": (9728, 2.505),
+    "RTX 4070 Ti": (7680, 2.61), "RTX 3090": (10496, 1.695), "RTX 3080 Ti": (10240, 1.665),
+    "RTX 3070": (5888, 1.725), "RTX 2080 Ti": (4352, 1.545),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUSES)
+def test_bandwidth_is_what_all_pins_of_the_bus_carry(name: str) -> None:
+    bits, rate = BUSES[name]
+    assert GPUS[name].bandwidth == pytest.approx(bits * rate * 1e9 / 8, rel=0.002)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_the_peak_of_float32_is_two_operations_of_each_core_a_cycle(name: str) -> None:
+    cores, gigahertz = CORES[name]
+    assert GPUS[name].dense_peaks["float32"] == pytest.approx(2e9 * cores * gigahertz, rel=0.005)
+
+
 @pytest.mark.parametrize("name", GPUS)
 def test_every_row_says_where_it_is_from(name: str) -> None:
     gpu = GPUS[name]

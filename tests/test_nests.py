@@ -18,6 +18,12 @@ class Fields:
     name: str = "fields"
 
 
+@dataclasses.dataclass
+class Defaults:
+    x: torch.Tensor | None = None
+
+
+Defaults.x = torch.ones(1)
 A, B = torch.arange(4.0), torch.arange(8).view(4, 2)
 NESTS = {
     "tuple": (A, B),
@@ -71,6 +77,17 @@ def test_lengths_have_to_agree():
     with pytest.raises(ValueError, match="a dict of x without any"):
         length({"x": 3})
     assert length((A, torch.tensor(1.0))) == 4
+
+
+def test_parts_are_of_one_size_and_what_has_no_dimension_is_in_each():
+    parts = chunks({"x": torch.arange(5), "scale": torch.tensor(2)}, 2)
+    assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3]]
+    assert [part["scale"].item() for part in parts] == [2, 2]
+
+
+def test_a_class_of_data_is_no_nest():
+    assert mapped(lambda t: t + 1, [Fields, A])[0] is Fields
+    assert list(tensors(Defaults)) == [] and kind(Defaults) == "type"
 
 
 def test_only_real_floats_are_cast():

@@ -143,6 +143,16 @@ def test_without_an_embedding_the_first_matrix_is_the_input():
     assert hidden_matrices(MLP(4, 5, 3)) == hidden_matrices(CNN()) == {}
 
 
+def test_with_an_embedding_a_matrix_that_is_registered_first_is_hidden():
+    parts = {"first": nn.Linear(4, 4), "table": nn.Embedding(5, 4), "last": nn.Linear(4, 5)}
+    assert list(hidden_matrices(nn.ModuleDict(parts))) == ["first.weight"]
+
+
+def test_a_momentum_of_zero_is_none_by_default():
+    built = build("momentum", MLP(4, 5, 3), Hyperparameters(momentum=0.0))
+    assert built.param_groups[0]["momentum"] == 0.0
+
+
 def test_a_frozen_matrix_is_not_handed_out():
     model = MLP(4, 5, 6, 7, 3)
     model[2].requires_grad_(False)

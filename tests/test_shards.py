@@ -55,6 +55,15 @@ def test_the_group_is_that_of_the_mesh_once_and_only_where_tensors_are_cut(
     assert groups_of([copies]) == []
 
 
+def test_a_tensor_that_is_cut_twice_has_a_group_for_each() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (1, 1))
+    cut = distribute_tensor(torch.ones(2, 2), mesh, [Shard(0), Shard(1)])
+    assert groups_of([cut]) == [mesh.get_group(0), mesh.get_group(1)]
+
+
 def test_other_ranks_are_asked_whether_all_is_finite(
     layer: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

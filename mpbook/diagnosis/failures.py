@@ -92,7 +92,7 @@ def scale_window(wide: Run) -> tuple[int, int] | None:
     """The powers of two that keep every gradient in 16 bits between underflow and overflow.
 
     A gradient that is nothing but the rounding of its own sum has no vote.  None where no scale
-    fits all; (0, 15) where no gradient is in 16 bits.
+    fits all; (0, 127) where no gradient is in 16 bits.
     """
     half = as_format("float16")
     votes = [s for s in in_16_bit(wide, phase="backward") if not s.cancelled]

@@ -184,8 +184,8 @@ class Recorder(TorchDispatchMode):
         phase: Phase = "update" if self.phase == "update" else "backward" if backward else "forward"
         place = self._place()
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        chooses = name in _CHOOSES and results and not results[-1].is_floating_point()
-        if chooses and self.step == 0:
+        chose = name in _CHOOSES and results and not results[-1].is_floating_point()
+        if chose and self.step == 0:  # a maximum of all has a value alone
             indices = results[-1].detach().cpu()
             self.choices.append(Choice(self._key(phase, place, f"{name} (indices)"), indices))
         for tensor in results:
@@ -296,7 +296,7 @@ _TOO_MANY = (
     "many times as many operators as in float32: an adaptive solver, or a loop, waits for a "
     "precision that 16 bits do not have"
 )
-_CHOOSES = frozenset("topk argmax argmin max sort kthvalue".split())
+_CHOOSES = frozenset("topk argmax argmin max min sort kthvalue".split())
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

@@ -86,6 +86,8 @@ def _random(one: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
         return one.get_state, one.set_state
     if isinstance(one, random.Random):
         return one.getstate, one.setstate
+    if isinstance(one, numpy.random.RandomState):
+        return one.get_state, one.set_state
     if isinstance(one, numpy.random.Generator):
         bits = one.bit_generator
         return lambda: bits.state, functools.partial(setattr, bits, "state")

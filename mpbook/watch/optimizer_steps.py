@@ -33,6 +33,7 @@ def is_optimizer(value: object) -> bool:
 def with_wrapped(optimizer: Any) -> list[Any]:
     """An optimizer and all that it wraps, outermost first, each once.
 
+    >>> import torch
     >>> from mpbook.master_weights import MasterWeights
     >>> inner = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     >>> [type(optimizer).__name__ for optimizer in with_wrapped(MasterWeights(inner))]

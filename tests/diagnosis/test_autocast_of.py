@@ -39,6 +39,40 @@ def test_the_refusal_of_binary_cross_entropy_is_cudas() -> None:
         nn.functional.binary_cross_entropy(half, half)
 
 
+def test_a_weight_that_was_written_to_or_is_another_is_cast_again() -> None:
+    x = torch.ones(1, 1)
+    with autocast_of("cuda", torch.float16, CPU):
+        for value in range(20):  # each at the address of the one before, if nobody kept that
+            weight = nn.Parameter(torch.full((1, 1), float(value)))
+            assert nn.functional.linear(x, weight).item() == value
+            with torch.no_grad():
+                weight += 1
+            assert nn.functional.linear(x, weight).item() == value + 1
+            del weight
+
+
+def test_float64_stays_and_what_was_cast_under_no_grad_is_cast_again() -> None:
+    x, weight = torch.ones(1, 1), nn.Parameter(torch.ones(1, 1))
+    with autocast_of("cuda", torch.float16, CPU):
+        assert nn.functional.linear(x.double(), weight.double()).dtype == torch.float64
+        with torch.no_grad():
+            nn.functional.linear(x, weight)
+        nn.functional.linear(x, weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_what_a_recurrent_layer_switches_off_is_as_it_was() -> None:
+    before = torch._C._get_mkldnn_enabled()
+    for enabled in (True, False):
+        torch._C._set_mkldnn_enabled(enabled)
+        try:
+            with autocast_of("cuda", torch.float16, CPU):
+                nn.GRU(2, 2)(torch.ones(1, 2))
+            assert torch._C._get_mkldnn_enabled() is enabled
+        finally:
+            torch._C._set_mkldnn_enabled(before)
+
+
 def test_the_cpus_own_autocast_is_back_afterwards() -> None:
     x = torch.ones(4)
 

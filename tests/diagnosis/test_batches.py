@@ -61,6 +61,10 @@ def test_one_batch_or_several(batches: Any, count: int) -> None:
     assert len({id(batch) for batch in found}) == count
 
 
+def test_fewer_batches_than_steps_begin_again() -> None:
+    assert as_batches([1, 2], 5) == [1, 2, 1, 2, 1]
+
+
 @pytest.mark.parametrize("batches", [[], iter([]), [None]])
 def test_no_batch_is_an_error_that_says_what_would_do(batches: Any) -> None:
     with pytest.raises(ValueError, match="batches: has no batch; expected one"):
@@ -89,6 +93,25 @@ def test_the_target_of_a_pair_goes_to_the_loss(loss: Any) -> None:
 def test_a_loss_of_the_output_alone_leaves_the_batch_to_the_model() -> None:
     model = OfTwo()
     assert torch.equal(Call(lambda o: o.mean())(model, (X, Y)), model(X, Y).mean())
+
+
+def test_what_a_loss_has_a_default_for_is_not_the_batch() -> None:
+    model = nn.Linear(3, 3)
+    got = Call(lambda o, factor=2.0: (o * factor).mean())(model, torch.full((4, 3), 5.0))
+    assert torch.equal(got, (2 * model(torch.full((4, 3), 5.0))).mean())
+
+
+def test_a_target_is_no_second_input_where_the_model_would_take_one() -> None:
+    class Optional(OfTwo):
+        def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+            return super().forward(x, torch.zeros(1) if shift is None else shift)
+
+    model, index = Optional(), torch.arange(4) % 3
+    index[0] = 2
+    expected = F.cross_entropy(model(X), index)
+    assert torch.equal(Call(F.cross_entropy)(model, (X, index)), expected)
+    by_sum = Call(lambda o, y: (o.sum(1) * y).sum())
+    assert torch.equal(by_sum(model, (X, index)), (model(X).sum(1) * index).sum())
 
 
 def test_two_inputs_and_a_target() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mpbook.autocast.policy import autocast_set
 from mpbook.diagnosis import diagnose
 from mpbook.diagnosis.cuda_names import cuda_means_cpu
 
@@ -31,6 +32,11 @@ def gram(h: Tensor) -> Tensor:
 
 def in_a_region(h: Tensor) -> Tensor:
     with torch.autocast("cuda", enabled=False):
+        return gram(h)
+
+
+def in_a_region_by_keyword(h: Tensor) -> Tensor:
+    with torch.autocast(device_type="cuda", enabled=False):
         return gram(h)
 
 
@@ -71,20 +77,38 @@ class Island(nn.Module):
         return self.last(h / 1000) + self.part(h)
 
 
-@pytest.mark.parametrize("part", [in_a_region, in_an_old_region, in_a_decorator, _Gram.apply])
+@pytest.mark.parametrize(
+    "part",
+    [in_a_region, in_a_region_by_keyword, in_an_old_region, in_a_decorator, _Gram.apply],
+)
 def test_a_part_in_float32_that_names_cuda_is_in_float32(part: Any) -> None:
     assert diagnose(Island(part), batch(), **FAST).survives("float16") == "yes"
     assert diagnose(Island(gram), batch(), **FAST).survives("float16") == "no"
 
 
-def test_what_is_asked_of_cuda_is_answered_and_is_torchs_own_again() -> None:
+@pytest.mark.parametrize("given", [{}, {"device_type": "cuda"}], ids=["by place", "by keyword"])
+def test_what_is_asked_of_cuda_is_answered_and_is_torchs_own_again(given: Any) -> None:
     before = torch.is_autocast_enabled, torch.autocast.__init__
-    with cuda_means_cpu(), torch.autocast("cuda", dtype=torch.bfloat16):
+    device = () if given else ("cuda",)
+    with cuda_means_cpu(), torch.autocast(*device, **given, dtype=torch.bfloat16):
         assert torch.is_autocast_enabled() and torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cuda") == torch.bfloat16
         assert torch.get_autocast_gpu_dtype() == torch.bfloat16
     assert (torch.is_autocast_enabled, torch.autocast.__init__) == before
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_what_is_set_for_cuda_is_set_for_the_cpu() -> None:
+    before = torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")
+    with autocast_set("cpu", before[0], enabled=False), cuda_means_cpu():
+        torch.set_autocast_enabled(True)  # as before torch 2.4, of CUDA
+        torch.set_autocast_dtype("cuda", torch.float16)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.float16
+        torch.set_autocast_enabled("cuda", False)
+        assert not torch.is_autocast_enabled("cpu")
+    assert (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) == before
+    assert not torch.is_autocast_enabled("cuda")
 
 
 def test_a_checkpoint_runs_its_forward_pass_again_by_the_same_rules() -> None:

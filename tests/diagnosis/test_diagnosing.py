@@ -212,7 +212,7 @@ def test_what_was_not_seen_is_never_empty_and_names_what_there_is() -> None:
 
     found = diagnose(Mixed(), (X, Y), loss=F.cross_entropy)
     told = " ".join(f"{what} {where}" for what, where in found.unseen)
-    for word in ("spare", "complex", "no optimizer was passed", "inside a kernel"):
+    for word in ("spare", "complex parameters", "no optimizer was passed", "inside a kernel"):
         assert word in told
     assert found.survives("float16") == "yes"
 

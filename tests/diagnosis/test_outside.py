@@ -58,14 +58,14 @@ def test_a_scheduler_leaves_the_learning_rate_that_was_passed() -> None:
 def test_a_step_that_changes_nothing_outside_has_no_line() -> None:
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
-    scheduler = scheduled(optimizer)
+    scheduler, teacher = scheduled(optimizer), mlp()
 
     def step(model: Any, optimizer: Any, given: Any) -> None:
-        assert scheduler.get_last_lr()
+        assert scheduler.get_last_lr() and teacher(given[0]).isfinite().all()
         train(model, optimizer, given)
 
     found = diagnose(model, batch(), step=step, optimizer=optimizer, **FLOAT16)
-    assert not {"StepLR", "AdamW"} & {where for _, where in found.unseen}
+    assert not {"StepLR", "AdamW", "Sequential"} & {where for _, where in found.unseen}
 
 
 def test_an_average_of_the_weights_is_the_one_that_it_was() -> None:
@@ -102,23 +102,99 @@ def test_the_states_of_an_optimizer_that_is_no_argument_are_put_back() -> None:
     assert all(map(torch.equal, moments, kept))
 
 
+def test_an_optimizer_loses_what_it_has_gained() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    outside = Outside(train, [optimizer], but=model)
+    train(model, optimizer, batch())
+    outside.put_back()
+    assert outside.changed == {"AdamW"} and not optimizer.state
+    optimizer.param_groups[0] |= {"lr": 0.2, "initial_lr": 0.1}
+    outside.put_back()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert "initial_lr" not in optimizer.param_groups[0]
+
+
+def test_arrays_of_an_objects_state_are_put_back_each_time() -> None:
+    class Normaliser:
+        def __init__(self) -> None:
+            self.mean = numpy.zeros(2)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"mean": self.mean}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.mean = state["mean"]
+
+    normaliser = Normaliser()
+    outside = Outside(partial(train, normaliser), [], but=None)
+    outside.put_back()
+    assert not outside.changed
+    for _ in range(2):
+        normaliser.mean += 1
+        outside.put_back()
+        assert not normaliser.mean.any()
+    assert outside.changed == {"Normaliser"}
+
+
+def ways_to_know(generator: torch.Generator) -> dict[str, Any]:
+    """Steps that know a generator, each in another way."""
+
+    def default(_model: Any, known: Any = generator) -> None: ...
+
+    def keyword_only(_model: Any, *, known: Any = generator) -> None: ...
+
+    def inner(_model: Any) -> Any:
+        return lambda: GLOBAL
+
+    class Called:
+        def __call__(self, _model: Any) -> Any:
+            return generator
+
+    class Trainer:
+        def method(self, _model: Any) -> Any:
+            return generator
+
+    return {
+        "a keyword of a partial": partial(train, known=generator),
+        "a function in a partial": partial(keyword_only, 1),
+        "a default": default,
+        "a keyword's default": keyword_only,
+        "a global of a function inside": inner,
+        "a callable object": Called(),
+        "a method": Trainer().method,
+        "several": partial(train, {"all": [1, (2, 3, generator), 4], "first": 1, "last": 2}),
+    }
+
+
+@pytest.mark.parametrize("way", ways_to_know(GLOBAL))
+def test_a_generator_is_found_in_whatever_way_a_step_knows_it(way: str) -> None:
+    before = GLOBAL.get_state()
+    outside = Outside(ways_to_know(GLOBAL)[way], [], but=None)
+    torch.randn(1, generator=GLOBAL)
+    outside.put_back()
+    assert torch.equal(GLOBAL.get_state(), before)
+
+
 def test_random_numbers_of_its_own_are_the_same_in_each_run_and_afterwards() -> None:
     generator = torch.Generator().manual_seed(0)
-    others = random.Random(0), numpy.random.default_rng(0)
+    others = random.Random(0), numpy.random.default_rng(0), numpy.random.RandomState(0)
     before = generator.get_state(), GLOBAL.get_state()
 
     def step(model: Any, optimizer: Any, given: Any, factor: float = 1.0) -> None:
         noise = torch.randn(16, 8, generator=generator) + torch.randn(16, 8, generator=GLOBAL)
-        factor *= others[0].random() + float(others[1].random())
+        factor *= others[0].random() + float(others[1].random() + others[2].rand())
         train(model, optimizer, (given[0] + factor * noise, given[1]))
 
     optimizer = partial(torch.optim.SGD, lr=0.1)
     found = diagnose(mlp(), batch(), step=partial(step, factor=0.5), optimizer=optimizer, **FLOAT16)
     assert found.repeatable and found.of("float16").total < 0.02
+    assert not {"Generator", "Random", "RandomState"} & {where for _, where in found.unseen}
     assert torch.equal(generator.get_state(), before[0])
     assert torch.equal(GLOBAL.get_state(), before[1])
     assert others[0].random() == random.Random(0).random()
     assert others[1].random() == numpy.random.default_rng(0).random()
+    assert others[2].rand() == numpy.random.RandomState(0).rand()
 
 
 def test_nothing_is_kept_of_a_model_that_is_looked_after_elsewhere() -> None:

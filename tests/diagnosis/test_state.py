@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,22 @@ def test_kahan_summation_keeps_what_its_compensation_can_hold() -> None:
     assert gone.lost_share(BRAIN, kahan=True) == 1
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [(BRAIN, 2**-15), (HALF, 2**-21)])
+def test_kahan_summation_keeps_as_many_bits_again_as_a_weight_has(
+    dtype: torch.dtype, kept: float
+) -> None:
+    for change, lost in ((kept, 0), (kept / 4, 1)):
+        found = ledger_of(Ones(), lambda m, c=change: m.weight.add_(c))["weights", "add_"]
+        assert found.lost_share(dtype) == 1 and found.lost_share(dtype, kahan=True) == lost
+
+
+def test_a_change_is_added_to_the_rounded_weight() -> None:
+    model = Ones()
+    model.weight.data += 2**-9  # rounds to 1 in bfloat16, and so does what is added
+    found = ledger_of(model, lambda m: m.weight.add_(0.9 * 2**-8))["weights", "add_"]
+    assert found.share(BRAIN) == 1
+
+
 def test_a_decay_that_rounds_to_one_is_swallowed() -> None:
     found = ledger_of(Ones(), lambda m: m.weight.mul_(1 - 1e-4))["weights", "mul_"]
     assert found.share(BRAIN) == 1 and found.share(HALF) == 1
@@ -77,11 +94,61 @@ def test_a_buffer_that_is_replaced_is_compared_by_its_name() -> None:
     assert ledger_of(Ones(), replace)["buffers", "a step"].share(BRAIN) == 1
 
 
+def test_a_buffer_of_another_dtype_is_another_state() -> None:
+    def replace(model: nn.Module) -> None:
+        model.average = model.average.half() * 0.5  # type: ignore[operator]
+
+    assert ledger_of(Ones(), replace) == {}
+
+
+def test_a_buffer_that_was_watched_is_not_compared_once_more() -> None:
+    assert set(ledger_of(Ones(), lambda m: m.average.mul_(0.5))) == {("buffers", "mul_")}
+
+
+def test_frozen_weights_have_a_name_of_their_own() -> None:
+    model = Ones()
+    model.weight.requires_grad_(False)
+    assert set(ledger_of(model, lambda m: m.weight.mul_(0.5))) == {
+        ("weights without a gradient", "mul_")
+    }
+
+
+def test_copies_from_elsewhere_are_no_updates() -> None:
+    values = [torch.zeros(8)]
+    assert ledger_of(Ones(), lambda m: m.weight.copy_(values[0])) == {}
+    assert ledger_of(Ones(), lambda m: torch._foreach_copy_([m.weight], values)) == {}
+
+
+def test_the_count_of_steps_is_no_state_that_rounds() -> None:
+    model, ledger = Ones(), StateLedger()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    recorder = Recorder(model)
+    recorder.watch_writes = ledger.watch
+    for _ in range(2):
+        model.weight.grad = torch.ones(8)
+        ledger.begin(model, [optimizer])
+        with recorder:
+            optimizer.step()
+        ledger.end()
+    assert {write.state for write in ledger.by_state()} == {"weights", "exp_avg", "exp_avg_sq"}
+
+
 def test_what_is_in_16_bits_itself_is_compared_with_float32() -> None:
     found = ledger_of(Ones(BRAIN), lambda m: m.weight.add_(2**-9))["weights", "add_"]
     assert found.really_swallowed == 8 and found.changed == 8
     moved = ledger_of(Ones(BRAIN), lambda m: m.weight.add_(2**-6))["weights", "add_"]
     assert moved.really_swallowed == 0 and moved.changed == 8
+    some = torch.tensor([2**-9] + [0.0] * 7).to(BRAIN)
+    partly = ledger_of(Ones(BRAIN), lambda m: m.weight.add_(some))["weights", "add_"]
+    assert partly.really_swallowed == 1 and partly.changed == 1
+
+
+def test_a_list_of_several_dtypes_is_written_once() -> None:
+    model = Ones(BRAIN)
+    model.average = model.average.float()  # type: ignore[operator]
+    found = ledger_of(model, lambda m: torch._foreach_add_([m.weight, m.average], 2**-9))
+    assert found["weights", "_foreach_add_"].really_swallowed == 8
+    assert model.average.tolist() == [1 + 2**-9] * 8  # type: ignore[operator, union-attr]
 
 
 def test_lists_of_tensors_count_as_their_tensors() -> None:

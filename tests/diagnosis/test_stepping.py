@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mpbook.diagnosis import diagnose
+from mpbook.diagnosis.operators_seen import Recorder
+from mpbook.diagnosis.scaled_backward import scaled_backward
 from mpbook.diagnosis.verdicts import FormatVerdict
 
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -95,6 +97,73 @@ def test_a_grad_scaler_of_ones_own_is_no_second_scale_and_stays_as_it_was() -> N
     verdict = float16(step)
     assert verdict.survives == "with a loss scale" and verdict.total < SMALL
     assert scaler.state_dict() == before and scaler.is_enabled()
+
+
+def test_a_grad_scaler_that_a_step_makes_is_enabled_afterwards() -> None:
+    made: list[Any] = []
+
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        made.append(torch.amp.GradScaler("cpu"))
+        assert not made[-1].is_enabled()
+        optimizer.zero_grad()
+        backward(model, given)
+        optimizer.step()
+
+    float16(step)
+    assert made[-1].is_enabled()
+
+
+def test_grad_scalers_are_enabled_again_after_a_step_that_raises() -> None:
+    def step(*_arguments: Any) -> None:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        float16(step)
+    assert torch.amp.GradScaler("cpu").is_enabled()
+    assert "_enabled" not in vars(torch.amp.GradScaler)
+
+
+def test_the_backward_pass_of_a_step_is_outside_of_autocast() -> None:
+    seen: list[bool] = []
+
+    class Asks(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(_ctx: Any, grad: Tensor) -> Any:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return grad
+
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(Asks.apply(model(given[0])), given[1]).backward()
+        optimizer.step()
+
+    float16(step)
+    assert seen and not any(seen)
+
+
+def test_a_loss_in_16_bits_is_scaled_in_float32_and_the_division_is_no_gradient() -> None:
+    weight, recorder = torch.ones(3, requires_grad=True), Recorder(nn.Identity())
+    scaled = scaled_backward(1024.0, recorder, [], begun=lambda _: None, ended=lambda: None)
+    with recorder, scaled:
+        (weight.half() + 1000).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(3))
+    assert not any(one.nonfinite for one in recorder.seen.values())
+    products = [one for one in recorder.seen.values() if one.operator == "mul"]
+    assert {one.shape for one in products if one.key.phase == "backward"} == {()}
+
+
+def test_backward_from_an_edge_of_the_graph_is_torchs_own() -> None:
+    def step(model: Any, optimizer: Any, given: Any) -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(given[0]), given[1])
+        torch.autograd.backward([torch.autograd.graph.get_gradient_edge(loss)])
+        optimizer.step()
+
+    assert float16(step).survives == "yes"
 
 
 def test_backward_of_torch_autograd_is_scaled_too() -> None:

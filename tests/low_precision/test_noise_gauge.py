@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpbook.low_precision import HIGH, RECIPES, Product, convert
+from mpbook.low_precision import HIGH, RECIPES, Product, convert, noise_gauge
 from mpbook.low_precision.noise_gauge import THRESHOLD, Reading, forecast, read_gauge
 
 BACKWARD = dataclasses.replace(
@@ -51,6 +51,14 @@ def test_more_draws_do_not_raise_the_signal_of_a_gradient_that_is_mostly_noise()
     many = read_gauge(layer, loss, draws=128).signal
     mean_square = sum(signal**2 for signal in few) / len(few)
     assert mean_square == pytest.approx(many**2, rel=0.2)
+
+
+def test_the_share_of_noise_in_a_mean_of_draws_is_no_signal(monkeypatch):
+    draws = iter([torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])])
+    monkeypatch.setattr(noise_gauge, "_gradient", lambda loss, weights: next(draws))
+    layer = a_layer()
+    reading = read_gauge(layer, a_loss(layer), draws=2)
+    assert (reading.signal**2, reading.noise**2) == pytest.approx((2**2 + 1 - 2 / 2, 2))
 
 
 def test_reading_the_gauge_leaves_the_gradients_alone():

@@ -39,6 +39,15 @@ def test_clipping_equals_torchs(size, largest):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-6, atol=0)
 
 
+def test_sparse_gradients_with_a_place_twice_are_clipped_in_place():
+    table = nn.Embedding(3, 1, sparse=True)
+    (table(torch.tensor([1, 1])) * torch.tensor([[2.0], [1.0]])).sum().backward()
+    gradient = table.weight.grad
+    assert gradient_norm([gradient]).item() == 3 and not gradient.is_coalesced()
+    clip([gradient], gradient_norm([gradient]), largest=1.5)
+    assert gradient.to_dense().flatten().tolist() == pytest.approx([0, 1.5, 0])
+
+
 def test_the_norm_of_16_bit_gradients_is_computed_in_float32():
     gradients = [torch.full((4,), 60000.0, dtype=torch.float16)]
     assert gradient_norm(gradients).item() == 120000

@@ -549,6 +549,14 @@ def test_float32_gradients_and_single_passes_have_no_additions():
         assert not net.weight._backward_hooks
 
 
+def test_what_is_added_to_an_infinite_gradient_is_not_counted():
+    net = layer(0.0, 0.0, dtype=BF16)
+    with updates_lost(net, torch.optim.SGD(net.parameters(), lr=1.0)) as lost:
+        net.weight.grad = torch.tensor([[math.inf, 256.0]], dtype=BF16)
+        net(torch.ones(1, 2, dtype=BF16)).sum().backward()
+    assert lost.addition_counts["weight"].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_skipped_step_is_none_fused_or_not(fused):
     net = layer(1.0, 1.0, dtype=F32)

@@ -81,6 +81,8 @@ def test_magnitude_counts_and_not_the_number_of_values():
     verdict = judge(mostly_tiny, "float16")
     assert verdict.verdict == "not needed"
     assert "99% of their values" in verdict.reason
+    others = mostly_tiny | model(second=gradients(2.0**-26, 2.0**-23))
+    assert judge(others, "float16").worst["activation_gradients"].layer == "second"
 
 
 def test_how_much_may_be_lost_is_an_argument():
