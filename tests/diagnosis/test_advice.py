@@ -13,6 +13,7 @@ import torch
 from visits import ROOT
 
 from mpbook.diagnosis import advice
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import Key, Place, Seen
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.verdicts import FormatVerdict
@@ -48,7 +49,7 @@ def verdict(format: str, survives: Any, **options: Any) -> FormatVerdict:
 
 
 def said(*verdicts: FormatVerdict, writes: Sequence[Write] = ()) -> list[str]:
-    found = advice.advise({v.format: v for v in verdicts}, {}, list(writes))
+    found = advice.advise({v.format: FormatReport(v) for v in verdicts}, list(writes))
     return [one.what for one in found]
 
 

@@ -9,7 +9,7 @@ from mpbook.diagnosis.costs import Memory
 from mpbook.diagnosis.report import FormatReport as Report
 from mpbook.diagnosis.report import _bytes, _memory, _scale, _silent, _state
 from mpbook.diagnosis.state import Write
-from mpbook.diagnosis.verdicts import FormatVerdict
+from mpbook.diagnosis.verdicts import FormatVerdict, Survives
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_only_float16_has_a_line_on_loss_scales() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "repeatable", "said"),
-    [(False, True, True), (True, True, False), (False, False, False)],
+    ("survives", "repeatable", "said"),
+    [("yes", True, True), ("no", True, False), ("yes", False, False)],
 )
 def test_ill_conditioned_is_said_of_a_finite_run_that_no_format_is_to_blame_for(
-    wrong: bool, repeatable: bool, said: bool
+    survives: Survives, repeatable: bool, said: bool
 ) -> None:
-    verdict = FormatVerdict("float16", "yes", "", total=0.5, wrong=wrong, gradient_error={"w": 0.5})
+    verdict = FormatVerdict("float16", survives, "", total=0.5, gradient_error={"w": 0.5})
     (line,) = _silent("float16", Report(verdict), repeatable=repeatable)
     assert ("ill-conditioned" in line.finding) is said

@@ -21,6 +21,7 @@ from mpbook.diagnosis.failures import (
     suggested_scale,
     where_it_began,
 )
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.gradients import loss_error, losses_without_scale, relative_errors
 from mpbook.diagnosis.noise_floor import noise
 from mpbook.diagnosis.operators_seen import Choice, Recorder
@@ -164,7 +165,7 @@ def test_an_operator_is_watched_within_two_binades_of_overflow(
     largest: float, warned: bool
 ) -> None:
     verdict = float16(run(seen=[result(largest=largest)]))
-    said = advise({"float16": verdict}, {}, [])
+    said = advise({"float16": FormatReport(verdict)}, [])
     assert any("below overflow" in one.what for one in said) is warned
 
 
@@ -172,7 +173,7 @@ def test_an_operator_is_watched_within_two_binades_of_overflow(
 def test_weights_stand_still_from_half_of_their_changes_on(lost: float, told: bool) -> None:
     write = Write("weights", "", "add_", torch.float32, changed=1, magnitude=1.0)
     write.lost[torch.bfloat16] = lost
-    assert bool(advise({}, {}, [write])) is told
+    assert bool(advise({}, [write])) is told
 
 
 # --- What fails first ---------------------------------------------------------------------------
