@@ -118,13 +118,13 @@ class Call:
             except Exception as e:  # whatever a model raises, another way may fit it
                 error = e
             raised.append((self._called, error))
-        names = _accepted(model) if isinstance(batch, Mapping) else None
-        if names is not None and not names & set(batch):
-            said = _OTHER_NAMES.format(", ".join(map(str, batch)), ", ".join(names))
-            raised[0][1].add_note(said)
         # What went wrong after the model had been called says more than a way that does not fit it,
         # and so does anything but a number of arguments.
-        raise min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
+        told = min(raised, key=lambda one: (not one[0], isinstance(one[1], TypeError)))[1]
+        names = _accepted(model) if isinstance(batch, Mapping) else None
+        if names is not None and not names & set(batch):
+            told.add_note(_OTHER_NAMES.format(", ".join(map(str, batch)), ", ".join(names)))
+        raise told
 
     def _ways(self, model: nn.Module, batch: Any) -> Iterable[Way]:
         for arguments, losses in itertools.product(

@@ -44,14 +44,14 @@ class Outside:
         self._tensors: list[tuple[nn.Module, Tensor, Tensor, Tensor | None]] = []
         if step is None:
             return
-        self._but = {id(t) for t in _tensors(but)} if isinstance(but, nn.Module) else set()
+        not_theirs = {id(t) for t in _tensors(but)} if isinstance(but, nn.Module) else set()
         self._plain = [(held, list(_plain_of(held))) for held in _holders(step)]
         known = [inner for one in optimizers for inner in with_wrapped(one)]
         for one in {id(one): one for one in (*known, *_reached(step))}.values():
             if one is but:
                 continue
             if isinstance(one, nn.Module):
-                own = [t for t in _tensors(one) if id(t) not in self._but]
+                own = [t for t in _tensors(one) if id(t) not in not_theirs]
                 self._tensors += [(one, t, t.detach().clone(), t.grad) for t in own if t.is_leaf]
             elif _has_state(one):
                 with suppress(Exception):  # whatever its state is made of
@@ -173,7 +173,7 @@ def _set_plain(held: Any, values: list[tuple[Any, Any]]) -> None:
     for name, value in values:
         if isinstance(name, CellType):
             name.cell_contents = value
-        elif names.get(name) != value:
+        else:
             names[name] = value
 
 

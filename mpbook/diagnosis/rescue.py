@@ -19,7 +19,7 @@ from torch import nn
 from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.failures import in_16_bit, overflows, suspects
 from mpbook.diagnosis.gradients import total_error
-from mpbook.diagnosis.places import LOSS, MODEL, Place, Seen, is_a_cell, is_installed
+from mpbook.diagnosis.places import LOSS, Place, Seen, is_a_cell, is_installed
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.verdicts import WRONG, is_right
 from mpbook.diagnosis.workload import Workload
@@ -118,8 +118,9 @@ def rescue(
 
 def _classes(model: nn.Module, kept: list[Place]) -> tuple[str, ...]:
     """The kinds of modules in which a library's lines run."""
-    inside = [p for p in kept if is_installed(p.file) and p.module not in (LOSS, MODEL)]
-    return tuple(dict.fromkeys(type(model.get_submodule(p.module)).__name__ for p in inside))
+    modules = dict(model.named_modules())
+    inside = [p.module for p in kept if is_installed(p.file) and p.module in modules]
+    return tuple(dict.fromkeys(type(modules[name]).__name__ for name in inside))
 
 
 def _whole_modules(model: nn.Module, kept: list[Place]) -> list[Place]:
@@ -179,7 +180,7 @@ def by_halving(failed: Run, is_near: Callable[[list[Place]], bool]) -> list[Plac
 
 def _needed(kept: list[Place], suffices: Callable[[list[Place]], bool]) -> list[Place]:
     """Those of several places that cannot be left out."""
-    for place in list(kept) if len(kept) > 1 else []:
+    for place in list(kept):
         without = [p for p in kept if p != place]
         if without and suffices(without):
             kept = without
