@@ -148,7 +148,7 @@ class Call:
             return [lambda _loss, output, _batch: _own_loss(output)]
         alone, with_batch, with_target, with_logits = _OF_A_LOSS
         if _arity(self.loss) < 2:
-            return [alone, with_target, with_batch] if _takes_two(self.loss) else [alone]
+            return [alone]
         if isinstance(batch, tuple | list) and _is_of_torch(self.loss):
             return [with_target, with_batch, with_logits, alone]
         return [with_batch, with_target, with_logits, alone]
@@ -161,6 +161,7 @@ _OF_A_LOSS: tuple[Callable[[Any, Any, Any], Any], ...] = (
     lambda f, o, b: f(_tensor_of(o), _target(b)),
 )
 
+_TARGETS = ("labels", "label", "target", "targets", "y")
 _OTHER_NAMES = (
     "batches: a mapping of {}, and forward takes {}: name its entries so, or pass a tuple"
 )
@@ -247,7 +248,10 @@ def _needs_one(model: nn.Module, batch: Any) -> bool:
 
 
 def _arity(loss: Loss | None) -> int:
-    """How many positional arguments a loss takes; 2 if it does not say."""
+    """How many positional arguments a loss wants; 2 if it does not say.
+
+    One that has the name of a target is wanted even where it may be left out (``labels=None``).
+    """
     if loss is None:
         return 1
     try:
@@ -258,18 +262,9 @@ def _arity(loss: Loss | None) -> int:
     if any(p.kind == p.VAR_POSITIONAL for p in parameters):
         return 2
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    taken = [p for p in parameters if p.kind in positional]
+    needed = [p for p in taken if p.default is p.empty or p.name in _TARGETS]
     return max(len(needed), 1)
-
-
-def _takes_two(loss: Loss) -> bool:
-    """Whether a loss that needs one positional argument takes another, such as ``labels=None``."""
-    called = loss.forward if isinstance(loss, nn.Module) else loss
-    try:
-        inspect.signature(called).bind(None, None)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _is_of_torch(loss: Loss) -> bool:
@@ -279,7 +274,7 @@ def _is_of_torch(loss: Loss) -> bool:
 
 def _target(batch: Any) -> Any:
     if isinstance(batch, Mapping):
-        for name in ("labels", "label", "target", "targets", "y"):
+        for name in _TARGETS:
             if name in batch:
                 return batch[name]
         raise KeyError("the batch has no labels, target or y")

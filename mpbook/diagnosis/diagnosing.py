@@ -10,7 +10,7 @@ from torch import nn
 
 from mpbook.cost.roofline import Roof
 from mpbook.diagnosis import verdicts
-from mpbook.diagnosis.advice import advise
+from mpbook.diagnosis.advice import NOTICED, advise
 from mpbook.diagnosis.batches import as_batches
 from mpbook.diagnosis.choices import flipped
 from mpbook.diagnosis.costs import find_roof, memory, seconds
@@ -159,7 +159,8 @@ def _by_format(
         if run.error is None:
             part.flipped = tuple(flipped(run, reference))
             part.rounded = dict(run.recorder.rounded)
-            part.total_without = _total_without_rounding(workload, run, reference, silent)
+            if verdict.survives != "no" and verdict.total > NOTICED:
+                part.total_without = _total_without_rounding(workload, run, reference, silent)
             part.memory = memory(workload, run)
             part.speed = seconds(reference, roof) / max(seconds(run, roof), 1e-12)
         dtype = getattr(torch, format)
@@ -185,7 +186,7 @@ def _total_without_rounding(
     workload: Workload, run: Run, reference: Run, noise: set[str]
 ) -> float | None:
     """How far off gradients are where whole numbers stay in float32; None if none was rounded."""
-    if not (run.sound and run.recorder.rounded):
+    if not run.recorder.rounded:
         return None
     places = list(run.recorder.rounded)
     few = reference.steps_to_gradients

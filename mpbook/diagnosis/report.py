@@ -186,15 +186,8 @@ def _scale(v: FormatVerdict) -> list[Line]:
     if v.loss_scale_needed:
         worst = max(v.lost, key=lambda name: v.lost[name])
         return [Line("loss scale", v.format, f"needed: {window}", worst, "run with and without")]
-    return [
-        Line(
-            "loss scale",
-            v.format,
-            f"not needed; where one is used, {window}",
-            "",
-            "run with and without",
-        )
-    ]
+    said = f"not needed; where one is used, {window}"
+    return [Line("loss scale", v.format, said, "", "run with and without")]
 
 
 def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:

@@ -111,7 +111,7 @@ class Workload:
         self.outside = Outside(by_itself, each(self.optimizer), but=self.model)
 
     def limit_operators(self, reference: Run) -> None:
-        """No run after this one runs many times its operators, as a solver does that never ends."""
+        """No watched run after it runs many times its operators, as an endless solver would."""
         self.most = MANY_TIMES * reference.recorder.operators + 1_000
 
     def of_batches(self, batches: list[Any]) -> Workload:

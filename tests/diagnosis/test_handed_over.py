@@ -107,8 +107,16 @@ class Contrast(nn.Module):
         return F.cross_entropy(output, labels)
 
 
-def test_a_loss_that_may_do_without_a_target_gets_one_where_it_asks() -> None:
-    assert diagnose(mlp(), batch(), loss=Contrast(), **FLOAT16).survives("float16") == "yes"
+def test_a_loss_that_may_do_without_a_target_gets_one() -> None:
+    given: list[bool] = []
+
+    def loss(output: Tensor, target: Tensor | None = None) -> Tensor:
+        given.append(target is not None)
+        return output.square().mean() if target is None else F.cross_entropy(output, target)
+
+    for one in (Contrast(), loss):
+        assert diagnose(mlp(), batch(), loss=one, **FLOAT16).survives("float16") == "yes"
+    assert given[-1]
 
 
 def test_a_mapping_of_other_names_is_told_so() -> None:
