@@ -1,7 +1,6 @@
 """The three cures against float32 optimizers, textbook Kahan and torchao; and as optimizers."""
 
 import copy
-import doctest
 import io
 import itertools
 import math
@@ -17,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import mpbook.master_weights
 from mpbook.formats import neighbours, round_to
 from mpbook.master_weights import (
     Float32Updates,
@@ -1154,7 +1152,3 @@ def test_a_model_that_is_moved_after_wrapping_is_named(kind):
     random_gradients(net, 0)
     with pytest.raises(RuntimeError, match=r"was torch.bfloat16 on cpu .* on cuda.*move and cast"):
         optimizer.step()
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.master_weights).failed == 0

@@ -1,14 +1,12 @@
 """`mpbook.precision`: what each name means, what is refused, and what the table says."""
 
 import dataclasses
-import doctest
 import math
 from typing import Any
 
 import pytest
 import torch
 
-import mpbook.precision
 from mpbook.low_precision import RECIPES
 from mpbook.precision import (
     PRECISIONS,
@@ -328,10 +326,6 @@ def test_a_comparison_of_nothing_in_particular_has_all_that_have_a_name() -> Non
     assert list(side_by_side().header) == ["", *MEANINGS]
     with pytest.raises(ValueError, match="ambiguous"):
         side_by_side("32-true", "16")
-
-
-def test_docstring_examples_hold() -> None:
-    assert doctest.testmod(mpbook.precision).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ _CUSTOM_FUNCTION = """class Mine(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type=device_type)
     def backward(ctx, gradient): ..."""
 
+_NO_KERNEL = (
+    "this operator has no kernel in 16 bits: compute it in float32",
+    "with torch.autocast(device_type, enabled=False):\n    y = operator(x.float())",
+    "recipe/autocast_traps.html#autocast-not-implemented",
+)
+_TWO_DTYPES = (
+    "two dtypes meet that autocast does not unite: cast one of them, and give an "
+    "autograd.Function of your own torch.amp.custom_fwd and custom_bwd",
+    _CUSTOM_FUNCTION,
+    "recipe/autocast_traps.html#autocast-custom-function",
+)
+
 _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
     (
         "unsafe to autocast",
@@ -133,15 +145,8 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
         "without overflow",
         _MASK,
     ),
-    (
-        "dtype",  # two of them meet
-        (
-            "two dtypes meet that autocast does not unite: cast one of them, and give an "
-            "autograd.Function of your own torch.amp.custom_fwd and custom_bwd",
-            _CUSTOM_FUNCTION,
-            "recipe/autocast_traps.html#autocast-custom-function",
-        ),
-    ),
+    *((words, _TWO_DTYPES) for words in ("same dtype", "scalar type", "should be the same")),
+    *((words, _NO_KERNEL) for words in ("not implemented for", "Low precision dtypes")),
     (
         "Unsupported dtype",  # of a CPU's FFT
         (
@@ -281,8 +286,8 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
 
 def _cures(v: FormatVerdict) -> Iterator[Advice]:
     _, raises, message = v.reason.partition(" raises ")
-    told = [cure for words, cure in _BY_MESSAGE if raises and words in message]
-    for what, lines, page in told[-1:]:
+    told = (cure for words, cure in _BY_MESSAGE if raises and words in message)
+    for what, lines, page in dict.fromkeys(told):
         yield Advice(v.format, what, lines, page)
     seen = v.failure
     if seen is not None:

@@ -29,8 +29,8 @@ NOT_THE_COPY = (
 
 
 @dataclass
-class _Held:
-    """A tensor of the original, and what it held."""
+class Held:
+    """A tensor of the original, and what it held; its gradient is kept here and taken off it."""
 
     tensor: Tensor
     grad: Tensor | None
@@ -38,7 +38,8 @@ class _Held:
     values: Tensor
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Held:
+    def of(cls, tensor: Tensor) -> Held:
+        """Of a tensor, whose gradient is None until it is put back."""
         grad = tensor.grad if tensor.is_leaf else None
         held = cls(tensor, grad, _version(tensor), tensor.detach().clone())
         if tensor.is_leaf:
@@ -47,8 +48,12 @@ class _Held:
 
     def put_back(self) -> bool:
         """Whether there was anything to put back."""
-        written = _version(self.tensor) != self.version or not _same(self.tensor, self.values)
-        if written:
+        cast = self.tensor.dtype != self.values.dtype
+        if cast:  # with a gradient of that dtype
+            self.tensor.grad, self.tensor.data = None, self.values.clone()
+        written = cast or _version(self.tensor) != self.version
+        if written or not _same(self.tensor, self.values):
+            written = True
             self.tensor.data.copy_(self.values)
         if self.tensor.is_leaf:
             written = written or self.tensor.grad is not None
@@ -81,7 +86,7 @@ def left_alone(*modules: nn.Module, own_step: bool) -> Iterator[None]:
     tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
     unique = {id(t): t for t in tensors}
     with torch.inference_mode(False):
-        held = [_Held.of(t) for t in unique.values()]
+        held = [Held.of(t) for t in unique.values()]
         written = False
         try:
             yield

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mpbook.diagnosis.left_alone import Held
 from mpbook.watch.optimizer_steps import grouped, is_optimizer, with_wrapped
 
 _DEPTH = 6
@@ -41,7 +42,7 @@ class Outside:
         self.changed: set[str] = set()
         self._kept: list[tuple[Any, Any]] = []
         self._plain: list[tuple[Any, list[tuple[Any, Any]]]] = []
-        self._tensors: list[tuple[nn.Module, Tensor, Tensor, Tensor | None]] = []
+        self._tensors: list[tuple[str, Held]] = []
         if step is None:
             return
         not_theirs = {id(t) for t in _tensors(but)} if isinstance(but, nn.Module) else set()
@@ -51,8 +52,8 @@ class Outside:
             if one is but:
                 continue
             if isinstance(one, nn.Module):
-                own = [t for t in _tensors(one) if id(t) not in not_theirs]
-                self._tensors += [(one, t, t.detach().clone(), t.grad) for t in own if t.is_leaf]
+                own = (t for t in _tensors(one) if id(t) not in not_theirs)
+                self._tensors += [(type(one).__name__, Held.of(t)) for t in own]
             elif _has_state(one):
                 with suppress(Exception):  # whatever its state is made of
                     self._kept.append((one, copy.deepcopy(_state(one), _memo(one))))
@@ -64,12 +65,11 @@ class Outside:
         """
         for held, values in self._plain:
             _set_plain(held, values)
-        for module, tensor, before, grad in self._tensors:
-            if tensor.dtype != before.dtype or not torch.equal(tensor.detach(), before):
-                tensor.grad = None  # of the dtype that it was changed to
-                tensor.data = before.clone()
-                self.changed.add(type(module).__name__)
-            tensor.grad = grad if for_good else None
+        for name, held in self._tensors:
+            if held.put_back():
+                self.changed.add(name)
+            if not for_good and held.tensor.is_leaf:
+                held.tensor.grad = None
         for one, before in self._kept:
             if _differ(_state(one), before):
                 _put_back(one, copy.deepcopy(before, _memo(one)))

@@ -238,7 +238,6 @@ class Workload:
         """Gradients, weights, buffers and what the step knows are as they were when this ends."""
         modules = [m for m in (self.model, self.loss) if isinstance(m, nn.Module)]
         with left_alone(*modules, own_step=self.step is not None):
-            self.outside.put_back()  # gradients of a loss's own weights are kept aside
             try:
                 yield
             finally:

@@ -286,3 +286,33 @@ def test_a_fourier_transform_in_16_bits_has_its_section() -> None:
 
     found = diagnose(mlp(Lambda(filtered)), batch(), loss=F.cross_entropy)
     assert found.advice[0].page.endswith("#own-fft")
+
+
+class Twice(torch.autograd.Function):
+    """A backward pass in the dtype that its constant has."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] @ (2 * torch.eye(gradients[0].shape[-1]))
+
+
+@pytest.mark.parametrize(
+    ("function", "anchor"),
+    [
+        (Twice.apply, "autocast-custom-function"),
+        (lambda x: x @ torch.linalg.inv(x.mT @ x), "autocast-not-implemented"),
+        (
+            lambda x: x.index_add(0, torch.arange(16), torch.ones(16, 16)),
+            "autocast-custom-function",
+        ),
+    ],
+    ids=["a function of one's own", "an operator without a kernel", "two dtypes"],
+)
+def test_what_an_operator_raises_has_its_section(function: Any, anchor: str) -> None:
+    found = diagnose(mlp(Lambda(function)), batch(), loss=F.cross_entropy, formats=["float16"])
+    assert " raises " in found.of("float16").reason
+    assert found.advice[0].page.endswith(f"#{anchor}")

@@ -1,6 +1,5 @@
 """`mpbook.formats` against ml_dtypes, gfloat, torch and numpy: every code, every tie."""
 
-import doctest
 import math
 import struct
 from fractions import Fraction
@@ -14,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mpbook.formats.description
 from mpbook.formats import (
     FORMATS,
     FloatFormat,
@@ -682,7 +680,3 @@ def test_ulp_equals_math_ulp_for_float64_like_numpy_spacing():
     assert same(special, [math.inf, math.inf, math.nan, 32.0])
     with pytest.raises(TypeError, match="floating-point"):
         ulp(torch.ones(2, dtype=torch.int64), "float16")
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.formats.description).failed == 0

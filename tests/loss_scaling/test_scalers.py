@@ -1,8 +1,6 @@
 """The loss scalers against `torch.amp.GradScaler`, step for step and bit for bit."""
 
 import copy
-import doctest
-import importlib
 import math
 from dataclasses import dataclass, field
 
@@ -1210,9 +1208,3 @@ def test_tiny_inputs_take_the_weights_gradients_down_before_the_activations(inpu
     nn.functional.cross_entropy(outputs, torch.arange(64) % 10).backward()
     lost = [(gradient.half() == 0).float().mean() for gradient in (outputs.grad, layer.weight.grad)]
     assert lost[0] == 0 and (lost[1] > 0.2) == (inputs < 1)
-
-
-@pytest.mark.parametrize("part", ["static", "dynamic", "disabled", "gradients"])
-def test_the_examples_of_the_module_are_right(part):
-    result = doctest.testmod(importlib.import_module(f"mpbook.loss_scaling.{part}"))
-    assert result.attempted and not result.failed

@@ -1,6 +1,5 @@
 """`mpbook.low_precision.accumulator` against exact rational arithmetic."""
 
-import doctest
 from fractions import Fraction
 
 import pytest
@@ -92,7 +91,3 @@ def test_empty_matrices_have_empty_products(shape):
     rows, k, columns = shape
     found = accumulated(torch.ones(rows, k), torch.ones(columns, k), Accumulation())
     assert found.shape == (rows, columns)
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.low_precision.accumulator).failed == 0

@@ -1,7 +1,6 @@
 """`mpbook.low_precision.linear` against numpy and ml_dtypes, product by product."""
 
 import copy
-import doctest
 import io
 import math
 from dataclasses import replace
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import mpbook.low_precision.quantisation
 from mpbook.low_precision import (
     HIGH,
     RECIPES,
@@ -418,8 +416,3 @@ def test_delayed_scaling_goes_on_from_a_checkpoint_and_from_no_other():
 def test_a_layer_names_its_recipe():
     assert "recipe='mxfp8'" in repr(layer("mxfp8", torch.ones(32, 32)))
     assert as_recipe("mxfp8") is layer("mxfp8", torch.ones(32, 32)).recipe
-
-
-def test_docstring_examples_hold():
-    for module in (mpbook.low_precision.linear, mpbook.low_precision.quantisation):
-        assert doctest.testmod(module).failed == 0

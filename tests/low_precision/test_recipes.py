@@ -1,12 +1,9 @@
 """Recipes as data: what they say, what they ask of a shape, and what they refuse."""
 
-import doctest
 from dataclasses import replace
 
 import pytest
 
-import mpbook.low_precision.operands
-import mpbook.low_precision.recipes
 from mpbook.formats import BlockFormat
 from mpbook.low_precision import (
     HIGH,
@@ -188,8 +185,3 @@ def test_every_recipe_that_others_have_is_in_the_table_of_names():
     assert NAMES.keys() == RECIPES.keys() - {"unscaled_e4m3"}
     rows = names_table().rows
     assert [row[0] for row in rows] == list(NAMES) and all(all(row) for row in rows)
-
-
-def test_docstring_examples_hold():
-    for module in (mpbook.low_precision.operands, mpbook.low_precision.recipes):
-        assert doctest.testmod(module).failed == 0

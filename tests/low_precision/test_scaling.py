@@ -1,6 +1,5 @@
 """Scales from earlier steps, as TransformerEngine publishes them, and scales that are fixed."""
 
-import doctest
 import math
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import mpbook.low_precision.scaling
 from mpbook.low_precision import RECIPES, Delayed, Fixed, advance, convert
 from mpbook.low_precision.scaling import COLUMNS, begin_row_, elements_at, next_scale
 
@@ -188,7 +186,3 @@ def test_without_a_scale_small_gradients_are_zero():
 def test_a_scaling_out_of_range_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.low_precision.scaling).failed == 0

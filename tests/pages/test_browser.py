@@ -49,13 +49,16 @@ EVERY_LOOK = list(dict.fromkeys(LOOKED_AT_BY_AXE + EVERY))
 
 @pytest.mark.parametrize("opened", EVERY_LOOK, ids=str, indirect=True)
 def test_a_page_works_alone_and_fits(request: pytest.FixtureRequest, opened: Visit) -> None:
-    wide, room, theme = opened.page.evaluate(
+    wide, room, theme, cut = opened.page.evaluate(
         "() => { const {scrollWidth, clientWidth, dataset} = document.documentElement;"
-        " return [scrollWidth, clientWidth, dataset.theme] }"
+        " const contents = [...document.querySelectorAll('.bd-sidebar-secondary')];"
+        " const cut = contents.some(list => list.scrollWidth > list.clientWidth);"
+        " return [scrollWidth, clientWidth, dataset.theme, cut] }"
     )
     assert opened.external_requests == []
     assert opened.errors == []
     assert wide <= room, "the page scrolls sideways"
+    assert not cut, "a word of the contents is wider than their column"
     assert theme == request.node.callspec.params["opened"].theme
 
 

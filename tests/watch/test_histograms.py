@@ -1,6 +1,5 @@
 """`Histogram` against rounding every value: fates, what is lost, and the window of scales."""
 
-import doctest
 import json
 import math
 
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mpbook.watch.histograms
 from mpbook.formats import FORMATS, FloatFormat, round_to
 from mpbook.plots import figure
 from mpbook.watch.binades import PARTS
@@ -348,7 +346,3 @@ def test_a_plot_has_a_titled_panel_for_each_histogram_on_one_axis():
 @pytest.mark.parametrize("values", [[], [0.0], [1.0]])
 def test_every_histogram_can_be_drawn(values, format):
     assert len(log2_histogram(tensor(values)).plot(format).axes) == 1
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(mpbook.watch.histograms).failed == 0

@@ -1,7 +1,6 @@
 """`updates_lost` against counts by hand, and the promise that watching changes nothing."""
 
 import copy
-import doctest
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import mpbook.watch.lost_updates
 from mpbook.master_weights import Float32Updates, KahanSummation, MasterWeights, StochasticRounding
 from mpbook.watch.lost_updates import LostUpdates, updates_lost
 
@@ -478,10 +476,6 @@ def test_the_table_has_a_row_for_each_parameter_and_one_for_all():
     assert list(table.header) == ["parameter", "updates", "lost", "weight unmoved"]
     assert table.rows == [["a", 20, 0.25, 0.4], ["b", 5, 1.0, 1.0], ["all", 25, 0.4, 13 / 25]]
     assert lost.by_step == [0.5, 5 / 15] and lost.unmoved == 13 / 25
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(mpbook.watch.lost_updates).failed == 0
 
 
 # --- What no update shows -----------------------------------------------------------------------
