@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 from collections import UserDict
 from typing import NamedTuple
 
@@ -252,9 +251,7 @@ def test_a_lazy_model_is_to_be_called_first():
 
 
 def test_a_scripted_model_is_refused():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions of torch deprecate scripting
-        scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 3)))
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 3)))
     with pytest.raises(ValueError, match="model: compiled"):
         Probe(scripted)
     with pytest.raises(ValueError, match="model: compiled"):
