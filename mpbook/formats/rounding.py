@@ -28,7 +28,14 @@ from mpbook.formats.description import (
     check_options,
 )
 from mpbook.formats.rounding_plan import Plan, find_plan
-from mpbook.formats.rounding_steps import block_size, round_in_blocks, round_whole, scratch_for
+from mpbook.formats.rounding_steps import (
+    ROW,
+    block_size,
+    round_in_blocks,
+    round_rows,
+    round_whole,
+    scratch_for,
+)
 
 
 def round_to(
@@ -95,22 +102,47 @@ def compiled_round_to(
     return _compiled_round_to(format, rounding, overflow)
 
 
+def _compiled_copy(steps: Callable[..., None], name: str) -> Callable[..., None]:
+    """A copy of the steps, compiled, that goes by this name in torch's counts and messages."""
+    copy = FunctionType(steps.__code__.replace(co_name=name), steps.__globals__)
+    return devices.compiled(copy, fullgraph=True, options={"emulate_precision_casts": True})
+
+
+def _of_any_length(tensor: Tensor) -> Tensor:
+    """The tensor, marked so that one version of compiled code serves all lengths."""
+    torch._dynamo.mark_dynamic(tensor, 0)
+    return tensor
+
+
+@functools.cache
+def _columns() -> Tensor:
+    return torch.arange(ROW, dtype=torch.int32)
+
+
 @functools.cache
 def _compiled_round_to(
     format: FloatFormat, rounding: Rounding, overflow: Overflow
 ) -> Callable[..., Tensor]:
     # torch counts the versions of one piece of source, at most 8, and would see one here for all
     # options.  A copy of its own gives each function its own count; past it, fullgraph raises.
-    code = round_whole.__code__.replace(co_name=f"round_to_{format.name}_{rounding}_{overflow}")
-    compiled = devices.compiled(FunctionType(code, round_whole.__globals__), fullgraph=True)
+    name = f"round_to_{format.name}_{rounding}_{overflow}"
+    whole, rows = (_compiled_copy(steps, name) for steps in (round_whole, round_rows))
 
     def run(x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None) -> None:
-        if x.numel() < 2:  # the compiler would specialise on sizes 0 and 1
-            round_in_blocks(x, out, plan, keys)
-            return
-        for tensor in (x, out):
-            torch._dynamo.mark_dynamic(tensor, 0)  # one version for all sizes
-        compiled(x, out, plan, keys)
+        if not torch.compiler.is_compiling() and out.data_ptr() == x.data_ptr():
+            x = x.clone()  # the compiler refuses memory that has two names
+        size, done = x.numel(), 0
+        # The compiler would specialise on lengths 0 and 1.
+        if keys is not None and x.device.type == "cpu":
+            if size >= 2 * ROW:
+                done = size // ROW * ROW
+                x_rows, out_rows = (tensor[:done].view(-1, ROW) for tensor in (x, out))
+                rows(_of_any_length(x_rows), _of_any_length(out_rows), plan, keys, _columns())
+        elif size >= 2:
+            done = size
+            whole(_of_any_length(x), _of_any_length(out), plan, keys, True)
+        if done < size:
+            round_in_blocks(x[done:], out[done:], plan, keys, first=done)
 
     def compiled_round(
         x: Tensor, *, generator: torch.Generator | None = None, out: Tensor | None = None
@@ -172,7 +204,8 @@ def in_place_rounder(
     plan = find_plan(format, rounding, overflow, like.dtype)
     if torch.compiler.is_compiling():  # all in one piece
         return lambda x, first: round_whole(x.view(-1), x.view(-1), plan, keys)
-    scratch = scratch_for(min(block_size(plan, like.device), like.numel()), plan, like.device)
+    size = min(block_size(plan, like.device), like.numel())
+    scratch = scratch_for((size,), plan, like.device)
 
     def round_(x: Tensor, first: int) -> None:
         round_in_blocks(x.view(-1), x.view(-1), plan, keys, scratch, first=first)

@@ -25,6 +25,8 @@ Taught in the chapter "Rounding and sums".
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +41,12 @@ into the second cache of a core of a server."""
 
 DEVICE_BLOCK = 2**26
 """The same elsewhere, where launching an operation costs more than memory traffic."""
+
+ROW = 2**12
+"""Elements whose numbers are read from memory in code that is compiled for a CPU: `round_rows`."""
+
+Way = Literal["cast", "carry", "arithmetic", "ulp"]
+"""How the numbers are rounded, once those that overflow are cut off."""
 
 _EXPONENT_MASK = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 _STORED_BITS = {torch.float32: 23, torch.float64: 52}
@@ -67,19 +75,41 @@ def round_in_blocks(
     Its elements are numbered from ``first`` on: their random bits follow from that number.
     """
     block = block_size(plan, x.device)
-    scratch = scratch_for(min(block, x.numel()), plan, x.device) if scratch is None else scratch
+    if scratch is None:
+        scratch = scratch_for((min(block, x.numel()),), plan, x.device)
     for i, (part, result) in enumerate(zip(x.split(block), out.split(block), strict=True)):
         if part.numel() < block:
             scratch = {name: memory[: part.numel()] for name, memory in scratch.items()}
         _round_block(part, result, plan, scratch, keys, first=first + i * block)
 
 
-def round_whole(x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None) -> None:
-    """The same at once, for torch.compile, which fuses it into one loop without any scratch."""
-    _round_block(x, out, plan, scratch_for(x.numel(), plan, x.device), keys, first=0)
+def round_whole(
+    x: Tensor, out: Tensor, plan: Plan, keys: Tensor | None, keeps_casts: bool = False
+) -> None:
+    """The same at once, for torch.compile, which fuses it into one loop without any scratch.
+
+    ``keeps_casts`` says that it was told not to leave casts to 16 bits and back out.
+    """
+    scratch = scratch_for(x.shape, plan, x.device)
+    if keys is not None:
+        scratch["counters"] = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
+    _round_block(x, out, plan, scratch, keys, first=0, keeps_casts=keeps_casts)
 
 
-def scratch_for(size: int, plan: Plan, device: torch.device) -> dict[str, Tensor]:
+def round_rows(x: Tensor, out: Tensor, plan: Plan, keys: Tensor, columns: Tensor) -> None:
+    """`round_whole` with random bits over a matrix, for code that is compiled for a CPU.
+
+    There the compiler writes a vector of consecutive numbers element by element, which takes longer
+    than all their hashes.  So they are read here, from the first cache: ``columns`` is an int32
+    tensor of 0, 1, 2 and so on, one for each column of ``x``.
+    """
+    scratch = scratch_for(x.shape, plan, x.device)
+    rows = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
+    scratch["counters"] = (rows * x.shape[1])[:, None] + columns
+    _round_block(x, out, plan, scratch, keys, first=0)
+
+
+def scratch_for(shape: Sequence[int], plan: Plan, device: torch.device) -> dict[str, Tensor]:
     """The memory that the steps write to, block after block."""
     dtypes = {"value": plan.dtype, "power": plan.dtype, "native": plan.native}
     if plan.rounding in ("toward-zero", "stochastic"):
@@ -88,12 +118,12 @@ def scratch_for(size: int, plan: Plan, device: torch.device) -> dict[str, Tensor
         dtypes |= {"magnitude": plan.dtype, "draw": plan.dtype}
         dtypes |= {"hash": torch.int32, "fold": torch.int32}
     scratch = {
-        name: torch.empty(size, dtype=dtype, device=device)
+        name: torch.empty(shape, dtype=dtype, device=device)
         for name, dtype in dtypes.items()
         if dtype is not None
     }
-    if plan.rounding == "stochastic":
-        scratch["counters"] = torch.arange(size, dtype=torch.int32, device=device)
+    if plan.rounding == "stochastic" and not torch.compiler.is_compiling():
+        scratch["counters"] = torch.arange(shape[0], dtype=torch.int32, device=device)
     return scratch
 
 
@@ -104,24 +134,26 @@ def _round_block(
     scratch: dict[str, Tensor],
     keys: Tensor | None,
     first: int,
+    keeps_casts: bool = False,
 ) -> None:
-    """Round the flat block that begins at element ``first``; ``out`` may be ``x``."""
+    """Round the block that begins at element ``first``; ``out`` may be ``x``."""
     value = out if out.dtype == plan.dtype else scratch["value"]
     infinite = x.isinf() if plan.infinities_differ else None
-    _cut_off(x, value, plan)
+    way = _way(plan, value.device, keeps_casts)
+    _cut_off(x, value, plan, way)
     if keys is not None:
         torch.add(scratch["counters"], first, out=scratch["hash"])
         hash_counters_(scratch["hash"], keys, scratch["fold"])
-    casts = plan.native is not None and not torch.compiler.is_compiling()
-    if _leaves_the_bits_alone(value, plan):
-        _round_by_arithmetic_(value, plan, scratch)
-    elif casts:
-        value.copy_(scratch["native"].copy_(value))  # the compiler would leave both copies out
-    elif plan.carries:
-        _round_by_carry_(value, plan, scratch)
-    else:
-        _round_by_ulp_(value, plan, scratch)
-    if not (casts and plan.overflow == "inf"):
+    match way:
+        case "cast":
+            value.copy_(scratch["native"].copy_(value))
+        case "carry":
+            _round_by_carry_(value, plan, scratch)
+        case "arithmetic":
+            _round_by_arithmetic_(value, plan, scratch)
+        case "ulp":
+            _round_by_ulp_(value, plan, scratch)
+    if not (way == "cast" and plan.overflow == "inf"):
         _apply_overflow_(value, plan)
     if infinite is not None:
         value.mul_(torch.where(infinite, math.inf if plan.overflow == "inf" else math.nan, 1.0))
@@ -134,10 +166,29 @@ def _round_block(
 # --- The steps ---------------------------------------------------------------------------------
 
 
-def _cut_off(x: Tensor, value: Tensor, plan: Plan) -> None:
+def _way(plan: Plan, device: torch.device, keeps_casts: bool) -> Way:
+    """The fastest way to round that is exact here; infinities among the inputs differ: `_cut_off`.
+
+    Code that is compiled for a CPU computes with floats alone where it can.  There the bits of a
+    vector of floats come element by element, through memory: g++ tuned for Zen makes nothing of it,
+    as it should, and tuned for Sapphire Rapids six times the work.
+    """
+    compiling = torch.compiler.is_compiling()
+    for_cpu = compiling and device.type == "cpu"
+    if plan.native is not None and (not compiling or (keeps_casts and for_cpu)):
+        return "cast"
+    stored = _STORED_BITS[plan.dtype]
+    if plan.carries:  # infinities go the way of the largest float32, which is theirs if it is sure
+        floats_do = plan.rounding != "stochastic" and plan.format.mantissa_bits < stored
+        return "arithmetic" if for_cpu and floats_do else "carry"
+    # `_ulp_by_arithmetic` multiplies by so much.
+    return "arithmetic" if for_cpu and plan.headroom > stored + 1 else "ulp"
+
+
+def _cut_off(x: Tensor, value: Tensor, plan: Plan, way: Way) -> None:
     """Write ``x`` to ``value``, clamped to the range that can matter; NaN passes."""
     if x.dtype == value.dtype and plan.format.signed:
-        most = torch.finfo(x.dtype).max if _leaves_the_bits_alone(value, plan) else math.inf
+        most = torch.finfo(x.dtype).max if way == "arithmetic" else math.inf
         torch.clamp(x, max(plan.low, -most), min(plan.high, most), out=value)
         return
     value.copy_(x)
@@ -170,20 +221,6 @@ def _round_by_ulp_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> Non
         torch.addcdiv(nothing, value, power, value=ulps, out=value)
         _round_units_(value, plan.rounding, scratch)
         torch.addcmul(nothing, value, power, value=1 / ulps, out=value)
-
-
-def _leaves_the_bits_alone(value: Tensor, plan: Plan) -> bool:
-    """Whether to compute with floats alone: in code that torch compiles for a CPU, where it can.
-
-    There the bits of a vector of floats come element by element, through memory: g++ tuned for Zen
-    makes nothing of it, as it should, and tuned for Sapphire Rapids six times the work.
-    """
-    if not torch.compiler.is_compiling() or value.device.type != "cpu":
-        return False
-    stored = _STORED_BITS[value.dtype]
-    if plan.carries:  # infinities go the way of the largest float32, which is theirs if it is sure
-        return plan.rounding != "stochastic" and plan.format.mantissa_bits < stored
-    return plan.headroom > stored + 1  # `_ulp_by_arithmetic` multiplies by so much
 
 
 def _round_by_arithmetic_(value: Tensor, plan: Plan, scratch: dict[str, Tensor]) -> None:

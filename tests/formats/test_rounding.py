@@ -23,6 +23,7 @@ from mpbook.formats import (
     ulp,
 )
 from mpbook.formats.counter_hash import hash_counters_, keys_of
+from mpbook.formats.rounding_steps import ROW
 
 MODES = [*ROUNDINGS, "stochastic"]
 # Formats at the edges of what float32 can compute with.
@@ -324,7 +325,10 @@ def test_stochastic_rounding_is_unbiased_in_each_binade(name, dtype):
         ("float8_e4m3fn", "nearest-even", "nan"),
         ("float8_e5m2", "up", "inf"),
         ("float16", "toward-zero", "nan"),
+        ("float16", "nearest-even", "inf"),
+        ("float16", "nearest-even", "saturate"),
         ("bfloat16", "nearest-even", "inf"),
+        ("bfloat16", "nearest-even", "nan"),
         ("tfloat32", "down", "nan"),
         ("bfloat16", "stochastic", "saturate"),
         ("float8_e4m3fn", "stochastic", "nan"),
@@ -337,11 +341,27 @@ def test_compiled_code_gives_the_same_bits_for_all_shapes(name, rounding, overfl
     function = compiled_round_to(format, rounding=rounding, overflow=overflow)
     assert function is compiled_round_to(format, rounding=rounding, overflow=overflow)
     x = float32_inputs()
-    for inputs in (x, x[:1], x[:0], x[: 2**19].view(-1, 8).t(), x[5:5005]):
+    rows = (x[: 2 * ROW - 1], x[: 2 * ROW], x[-3 * ROW - 5 :])
+    for inputs in (x, x[:1], x[:0], x[: 2**19].view(-1, 8).t(), x[5:5005], *rows):
         drawn = {"generator": torch.Generator().manual_seed(11)} if rounding == MODES[-1] else {}
         out = torch.empty(inputs.shape)
         assert function(inputs, out=out, **drawn) is out
         assert same(out, rounded(inputs, format, rounding, overflow))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_compiled_code_rounds_a_float64_once_and_in_place(name):
+    """A cast of a float64 to 16 bits goes by way of float32, and so rounds twice."""
+    halfway = 1 + 2.0 ** -(FORMATS[name].mantissa_bits + 1)
+    above = halfway + 2.0**-40
+    x = torch.tensor([1 - above, halfway, -0.0, 1e300, -math.inf, above], dtype=torch.float64)
+    expected = rounded(x, name, "nearest-even", "inf")
+    function = compiled_round_to(name, overflow="inf")
+    assert function(x, out=x) is x
+    assert same(x, expected)
+    assert x[-1] == 1 + 2.0 ** -FORMATS[name].mantissa_bits
 
 
 SMALL = [f for f in FORMATS.values() if f.bits <= 8] + [
