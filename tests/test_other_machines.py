@@ -148,11 +148,18 @@ def test_environments_are_chosen_by_a_part_of_their_name():
     assert versions.chosen_by("") == list(versions.ENVIRONMENTS)
 
 
-def test_a_python_that_is_not_there_is_an_outcome_and_not_the_end(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(versions.shutil, "which", lambda name: None)
+@pytest.mark.parametrize("found", [None, "a shim"])
+def test_a_python_that_is_not_there_is_an_outcome_and_not_the_end(
+    found, monkeypatch, tmp_path, capsys
+):
+    shim = tmp_path / "python3.11"
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    paths = {"python3.11": str(shim) if found else None}
+    monkeypatch.setattr(versions.shutil, "which", paths.get)
     options = SimpleNamespace(folder=tmp_path, tests=["tests"], workers=1)
     outcome = versions.run(versions.Versions("3.11", "2.15.0"), options)
-    assert not outcome.passed and "python3.11 is not on PATH" in outcome.last_line
+    assert not outcome.passed and "no python3.11 that runs is on PATH" in outcome.last_line
     assert suite_runs.conclude([outcome]) == 1
     assert "no environment" in capsys.readouterr().out
 

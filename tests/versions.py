@@ -125,9 +125,10 @@ def _make(python: str, home: Path) -> list[str]:
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", python, home], check=True)
         return [uv, "pip", "install", "--quiet", "--python", str(home / "bin" / "python")]
     base = shutil.which(f"python{python}")
-    if base is None:
+    # What pyenv puts there for a Python that is not active does nothing but fail.
+    if base is None or subprocess.run([base, "-c", ""], capture_output=True).returncode:
         raise FileNotFoundError(
-            f"python{python} is not on PATH, and uv, which could fetch it, neither"
+            f"no python{python} that runs is on PATH, nor uv, which could fetch it"
         )
     subprocess.run([base, "-m", "venv", "--clear", str(home)], check=True)
     return [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
