@@ -37,6 +37,10 @@ from mpbook.formats.rounding_steps import (
     scratch_for,
 )
 
+_KEEPS_CASTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether ``emulate_precision_casts`` keeps a cast to 16 bits and back in code for a CPU: before,
+the compiler left the pair out all the same."""
+
 
 def round_to(
     x: Tensor,
@@ -140,7 +144,7 @@ def _compiled_round_to(
                 rows(_of_any_length(x_rows), _of_any_length(out_rows), plan, keys, _columns())
         elif size >= 2:
             done = size
-            whole(_of_any_length(x), _of_any_length(out), plan, keys, True)
+            whole(_of_any_length(x), _of_any_length(out), plan, keys, _KEEPS_CASTS)
         if done < size:
             round_in_blocks(x[done:], out[done:], plan, keys, first=done)
 
