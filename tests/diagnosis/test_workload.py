@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpbook.diagnosis.operators_seen import Recorder
-from mpbook.diagnosis.stepping import Run
+from mpbook.diagnosis.stepping import Run, Stepper
 from mpbook.diagnosis.workload import Workload
 
 X, Y = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[1.0], [0.0]])
@@ -184,3 +185,17 @@ def test_a_loss_with_weights_is_converted_with_the_model() -> None:
     _, _, call = made._copies(torch.float32)
     assert call.loss.weight.dtype == torch.float32
     assert made.call.loss.weight.dtype == torch.bfloat16  # the reader's own
+
+
+def test_without_an_optimizer_each_step_begins_without_gradients() -> None:
+    def gradients(steps: int) -> list[Tensor]:
+        model = net()
+        run = Run(torch.float32, 1.0, Recorder(model), steps=steps)
+        stepper = Stepper(model, None, run, torch.device("cpu"), None, nullcontext())
+        for number in range(steps):
+            stepper.run(number, call, (X, Y), nullcontext)
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    call = workload(net()).call
+    for one, other in zip(gradients(1), gradients(2), strict=True):
+        assert torch.allclose(one, other)

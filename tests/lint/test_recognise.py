@@ -51,6 +51,15 @@ scaler.update()
 """,
         False,
     ),
+    "a scaler that is off needs no float16": (
+        "mask-beyond-float16",
+        """
+import torch
+scaler = torch.amp.GradScaler('cuda', enabled=False)
+w = w.masked_fill(b, -1e9)
+""",
+        False,
+    ),
     "a step that computes the loss anew": (
         "step-around-scaler",
         """
