@@ -209,3 +209,33 @@ def test_fsdp1_keeps_parts_in_plain_tensors_and_is_refused_too() -> None:
 def test_one_rank_gathers_its_own() -> None:
     assert rank_and_ranks() == (0, 1)
     assert gathered({"a": 1}) == [{"a": 1}]
+
+
+def test_a_model_is_taken_out_of_every_wrapper():
+    model = net()
+    assert without_data_parallel(nn.DataParallel(nn.DataParallel(model))) is model
+
+
+def test_a_sharded_buffer_is_found_too():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    model = net()
+    mesh = init_device_mesh("cpu", (1,))
+    model.register_buffer("mean", distribute_tensor(torch.ones(2), mesh, [Shard(0)]))
+    assert sharded_by(model) == "a DTensor, as its mean is one"
+
+
+def test_a_group_of_some_ranks_is_asked_for_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dist, "get_rank", lambda group=None: {"half": 1, None: 3}[group])
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: {"half": 2, None: 4}[group])
+
+    def all_gather_object(found, value, group=None):
+        asked.append(group)
+        found[:] = [f"{value} of {rank}" for rank in range(len(found))]
+
+    monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
+    assert rank_and_ranks("half") == (1, 2) and rank_and_ranks() == (3, 4)
+    assert gathered("part", "half") == ["part of 0", "part of 1"]
+    assert len(gathered("part")) == 4 and asked == ["half", None]

@@ -59,10 +59,12 @@ class LinearProducts(torch.autograd.Function):
         dx = dw = None
         if ctx.history is not None:
             note_amax(ctx.history, "dy", dy)
-        if ctx.needs_input_grad[0]:
-            dx = product("dgrad", dy, w.T, ctx.recipe, ctx.scale).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            dw = product("wgrad", dy.T, x.T, ctx.recipe, ctx.scale).to(x.dtype).to(w.dtype)
+        # A backward pass inside of a region would round the operands to 16 bits.
+        with torch.autocast(dy.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                dx = product("dgrad", dy, w.T, ctx.recipe, ctx.scale).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                dw = product("wgrad", dy.T, x.T, ctx.recipe, ctx.scale).to(x.dtype).to(w.dtype)
         return dx, dw, None, None, None
 
 

@@ -141,6 +141,13 @@ def test_what_lies_between_two_cut_matrices_is_cut() -> None:
     assert less == tokens * (12 * 2 * 64 + 4 * 4) // 2
 
 
+def test_the_vocabulary_is_cut_into_torchs_chunks() -> None:
+    found = plan(GPTConfig(vocabulary=301, heads=4, width=64), tensor_parallel=2)
+    shapes = {tensor.name: tensor.shape for tensor in found.saved}
+    assert shapes["cast of the output matrix"] == (151, 64)
+    assert shapes["log-probabilities"][-1] == 151
+
+
 # --- Bad input ---------------------------------------------------------------------------------
 
 

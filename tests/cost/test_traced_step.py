@@ -44,6 +44,16 @@ def test_the_operations_are_those_that_torch_counts():
     assert sum(w.flops for w in work) == counted
 
 
+def test_forward_and_backward_of_an_operator_are_one_part():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4))
+    batch = torch.ones(4, 1, 4, 4), torch.arange(4)
+    work = module_step(model, batch, cross_entropy, batch_size=4, precision="32-true")
+    found = {part.name: part.flops for part in work}
+    assert not [name for name in found if name.endswith("_backward")]
+    # Forward, and backward the gradient of the weight; the input needs none.
+    assert found["convolution"] == 2 * (2 * 4 * 2 * 2 * 2 * 9)
+
+
 @pytest.mark.parametrize("make", [lambda: MLP(16, 32, 4), lambda: nn.Linear(16, 4)])
 def test_other_sizes_lie_on_the_line(make):
     model = make()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mpbook.evidence.published import SOURCES, Figures, Measurement, forest, load, published
+from mpbook.evidence.published.figures import summaries
 from mpbook.evidence.published.measurement import DATA
 from mpbook.evidence.published.reading import GENERATIONS
 
@@ -259,6 +260,9 @@ def test_an_address_has_no_letters_that_an_address_may_not_have() -> None:
         ("1x RTX 4070", "Ada"),
         ("1x RTX 5090", "Blackwell"),
         ("1x RTX PRO 6000 96GB", "Blackwell"),
+        ("1x RTX 6000 Ada 48GB", "Ada"),
+        ("1x Titan V", "Volta"),
+        ("1x Titan RTX", "Turing"),
     ],
 )
 def test_consumer_cards_have_their_generation(hardware: str, generation: str) -> None:
@@ -300,6 +304,89 @@ def test_a_forest_has_a_row_for_each_generation_and_baseline() -> None:
 def test_a_forest_of_two_quantities_is_refused() -> None:
     with pytest.raises(ValueError, match="draw one at a time"):
         forest(published(), xlabel="x")
+
+
+def of(*ratios: float, **values: Any) -> Figures:
+    """Speeds that are these ratios."""
+    speed = {"unit": "images/s", "value_a": 1.0}
+    return Figures(tuple(changed(value_b=r, ratio=r, **speed | values) for r in ratios))
+
+
+ALONE: dict[str, Any] = {"precision_a": None, "value_a": None, "ratio": None}
+
+
+def test_a_forest_shows_medians_and_one_vote_a_source_on_axes_of_its_own() -> None:
+    one = {"source_repository": "karpathy/nanoGPT"}
+    figures = Figures((*of(1.0, 1.0, 1.0, 5.0), *of(2.0, **one)))
+    axes = forest(figures, xlabel="times", mark=1.5).axes[0]
+    dots, diamond = (c for c in axes.collections if hasattr(c, "get_sizes"))
+    (bar,) = (c for c in axes.collections if hasattr(c, "get_segments"))
+    assert len({tuple(place) for place in dots.get_offsets().tolist()}) == 5  # none hides another
+    assert {x for x, _ in bar.get_segments()[0].tolist()} == {1.0}
+    assert diamond.get_offsets().tolist() == [[1.5, 0.0]]
+    assert list(axes.lines[0].get_xdata()) == [1.5, 1.5]
+
+
+def test_a_forest_has_the_oldest_on_top_and_a_colour_for_each_baseline() -> None:
+    from matplotlib.colors import to_rgba
+
+    from mpbook.plots import COLOURS
+
+    tf32 = {"precision_a": "tf32", "hardware": "1x A100"}
+    float32 = {"precision_a": "fp32", "hardware": "1x V100"}
+    both = Figures((*of(1.0, **tf32), *of(2.0, **float32)))
+    axes = forest(both, xlabel="times").axes[0]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    bars = [c.get_colors()[0] for c in axes.collections if hasattr(c, "get_segments")]
+    assert [tuple(bar) for bar in bars] == [to_rgba(COLOURS[n]) for n in ("32-true", "tf32")]
+
+
+def test_a_model_is_looked_for_whatever_the_case() -> None:
+    assert 0 < len(published(model="resnet")) == len(published(model="RESNET"))
+    assert 0 < len(published(hardware="a100")) == len(published(hardware="A100"))
+
+
+def test_what_has_no_ratio_is_no_part_of_a_share_a_count_or_a_table() -> None:
+    figures = Figures((*of(1.0, 3.0), changed(**ALONE)))
+    assert figures.share(lambda ratio: ratio >= 2) == 1 / 2
+    assert figures.counts == "2 figures, 1 source"
+    apart = summaries({"some": figures, "none": Figures((changed(**ALONE),))}, by="kind")
+    assert [(row[0], row[1]) for row in apart.rows] == [("some", 2)]
+
+
+def test_a_group_without_a_name_says_so() -> None:
+    unknown = of(1.0, hardware="not stated")
+    assert [row[0] for row in unknown.table("generation").rows] == ["not named"]
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell() -> None:
+    shown = of(1.0, model="GPT-2 | small")._repr_markdown_()
+    assert r"GPT-2 \| small" in shown
+
+
+def test_a_ratio_is_refused_where_its_fourth_decimal_is_wrong() -> None:
+    value = dict(value_a=3.0, value_b=2.0, unit="images/s")
+    assert changed(ratio=0.6667, **value).ratio == 0.6667
+    with pytest.raises(ValueError, match=r"ratio=0.6668, but the values give 0.6667"):
+        changed(ratio=0.6668, **value)
+
+
+def test_an_address_is_that_of_the_commit_that_was_read() -> None:
+    assert changed(source_commit="abc123").url.split("/blob/")[1].startswith("abc123/")
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [
+        ("fp32", "float32"),
+        ("fp32 weights, bf16 activations", "float32 weights"),
+        ("fp32 (TF32 setting not stated)", "float32 or TF32"),
+        ("fp32, hence tf32 on this card", "TF32"),
+        ("bf16", "16 bits"),
+    ],
+)
+def test_a_baseline_is_read_by_what_it_computes_in(name: str, baseline: str) -> None:
+    assert changed(precision_a=name).baseline == baseline
 
 
 def test_figures_are_listed_with_their_source_and_caveat() -> None:

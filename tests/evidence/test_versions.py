@@ -2,7 +2,9 @@
 
 import json
 import re
+import subprocess
 import tomllib
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +108,26 @@ def test_two_records_of_one_release_are_refused(tmp_path):
         versions.load(tmp_path)
 
 
+def of_release(version, **changes):
+    """A record of a release, as if it had been asked."""
+    record = next(iter(ON_RECORD.values()))
+    there = replace(record.provenance, torch_version=f"{version}+cpu")
+    named = {"experiment": f"torch-{version}", "config": {"torch": version}, **changes}
+    return replace(record, provenance=there, **named)
+
+
+def test_a_record_under_another_name_is_refused(tmp_path):
+    records.save(of_release("1.2.3", experiment="torch-9.9.9"), tmp_path)
+    with pytest.raises(ValueError, match=r"measured with torch 1\.2\.3"):
+        versions.load(tmp_path)
+
+
+def test_records_come_the_oldest_release_first(tmp_path):
+    for version in ("1.11.0", "1.9.1", "1.10.2"):
+        records.save(of_release(version), tmp_path)
+    assert list(versions.load(tmp_path)) == ["1.9.1", "1.10.2", "1.11.0"]
+
+
 def test_releases_are_sorted_as_numbers_are():
     assert sorted(["2.13.0", "2.9.1", "2.11.0+cpu"], key=base.order)[0] == "2.9.1"
 
@@ -141,6 +163,41 @@ def test_a_process_that_fails_says_nothing_of_torch(monkeypatch):
     monkeypatch.setattr(failing_probe, "__module__", "test_versions")
     with pytest.raises(UnavailableError, match="something broke"):
         base.in_fresh_process(failing_probe)
+
+
+def test_a_process_of_its_own_has_none_of_torchs_switches_and_its_last_line_counts(monkeypatch):
+    asked = {}
+
+    def run(command, *, env, **_options):
+        asked.update(env)
+        return subprocess.CompletedProcess(command, 0, "a word of a library\nyes\n", "")
+
+    monkeypatch.setattr(base.subprocess, "run", run)
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("ANOTHER", "kept")
+    assert base.in_fresh_process(answer_a) == "yes"
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" not in asked and asked["ANOTHER"] == "kept"
+    assert "NVIDIA_TF32_OVERRIDE" not in asked
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("python", 300), OSError("no room")])
+def test_a_process_that_does_not_end_or_begin_says_nothing_of_torch(monkeypatch, error):
+    def run(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(base.subprocess, "run", run)
+    with pytest.raises(UnavailableError, match="no process of its own"):
+        base.in_fresh_process(answer_a)
+
+
+def warns():
+    warnings.warn("torch would rather have another spelling", stacklevel=1)
+    return "a"
+
+
+def test_what_torch_warns_of_is_not_passed_on():
+    assert versions.answer(replace(A, run=warns)) == "a"
 
 
 def test_a_digest_covers_the_helpers_that_a_probe_names(monkeypatch):
@@ -186,6 +243,11 @@ def test_the_timeline_joins_cells_and_marks_changes():
     shown = tables.Timeline([A], said(a=["<0>", "<0>", "1"]))._repr_html_()
     assert '<td colspan="2">&lt;0&gt;</td><td colspan="1" class="mp-changed">1</td>' in shown
     assert "Is <code>x</code> &lt; 1?" in shown and "<td>Clamp.</td>" in shown
+
+
+def test_the_name_of_an_error_may_break_and_is_no_markup():
+    shown = tables.Timeline([A], said(a=["RuntimeError", "<b>"]))._repr_html_()
+    assert "Runtime<wbr>Error" in shown and "&lt;b&gt;" in shown
 
 
 def test_the_timeline_has_a_line_for_each_behaviour_in_a_terminal():

@@ -80,6 +80,24 @@ def test_empty_files_marks_and_line_ends(tmp_path: Path, text: str) -> None:
     assert len(lint_files([file])) == bool(text)
 
 
+def test_a_comment_suppresses_whatever_ends_the_lines(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_bytes(f"x = 1\r{OLD}  # mpbook: ignore[deprecated-amp]\ry = 2\r".encode())
+    assert lint_files([file]) == []
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_source_that_is_nested_too_deep_is_a_finding(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(text: str) -> None:
+        raise error("too deep")
+
+    monkeypatch.setattr("mpbook.lint.reading.ast.parse", parse)
+    (finding,) = lint_text("x = 1")
+    assert finding.id == "cannot-read" and "too deep" in finding.message
+
+
 def test_null_bytes_are_a_finding(tmp_path: Path) -> None:
     file = tmp_path / "null.py"
     file.write_bytes(b"x = 1\0\n")
@@ -101,7 +119,14 @@ def test_the_cells_of_a_notebook_are_one_program(tmp_path: Path) -> None:
 
 def test_a_broken_cell_does_not_hide_the_others(tmp_path: Path) -> None:
     path = notebook(tmp_path / "a.ipynb", "for x in:", OLD, "%%bash\nls -l", "model?")
-    assert [f.id for f in lint_files([path])] == ["cannot-read", "deprecated-amp"]
+    found = [(f.cell, f.id) for f in lint_files([path])]
+    assert found == [(2, "cannot-read"), (3, "deprecated-amp")]
+
+
+@pytest.mark.parametrize("first", ["%%time", "%%capture out", "files = !ls", "a, b = %sx ls"])
+def test_what_follows_a_magic_is_read(tmp_path: Path, first: str) -> None:
+    (finding,) = lint_files([notebook(tmp_path / "a.ipynb", f"{first}\n{OLD}")])
+    assert (finding.id, finding.line) == ("deprecated-amp", 2)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}'])
@@ -116,6 +141,19 @@ def test_a_folder_is_searched_and_hidden_folders_are_not(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         (tmp_path / name / "old.py").write_text(OLD)
     assert [Path(f.path).parent.name for f in lint_files([tmp_path])] == ["src"]
+
+
+def test_a_folder_is_searched_for_notebooks_too(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", OLD)
+    (tmp_path / "a.txt").write_text(OLD)
+    assert [Path(f.path).name for f in lint_files([tmp_path])] == ["a.ipynb"]
+
+
+def test_a_folder_that_is_named_is_searched_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "build" / ".hidden"
+    folder.mkdir(parents=True)
+    (folder / "old.py").write_text(OLD)
+    assert len(lint_files([folder])) == 1
 
 
 def test_nothing_in_the_file_runs(tmp_path: Path) -> None:

@@ -167,17 +167,20 @@ def test_the_two_products_of_dy_have_draws_of_their_own():
 # --- dtypes, bias, shapes ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("recipe", ["mxfp8", "float8_tensorwise"])  # scales: powers of 2, and any
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_the_output_is_rounded_once_and_the_weight_is_quantised_from_float32(dtype):
+def test_under_autocast_the_output_is_rounded_once_and_the_weight_is_quantised_from_float32(
+    dtype, recipe
+):
     x, w, dy = references.layer_data()
-    module = layer("mxfp8", w)
+    module = layer(recipe, w)
     with torch.autocast("cpu", dtype=dtype):
         found = run(module, x, dy.to(dtype))
     assert found["y"].dtype == dtype and found["dx"].dtype == found["dw"].dtype == torch.float32
     for part in ("dx", "dw"):  # rounded to 16 bits, as autocast's own products are
         assert torch.equal(found[part].to(dtype).float(), found[part])
     inputs = x.to(dtype).float(), w, dy.to(dtype).float()
-    for part, (expected, size) in references.products("mxfp8", *inputs).items():
+    for part, (expected, size) in references.products(recipe, *inputs).items():
         rounded = np.abs(expected) * torch.finfo(dtype).eps / 2
         tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         error = np.abs(found[part].double().numpy() - expected)
