@@ -60,8 +60,8 @@ class Seen:
     ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
     though all operands were, ``began_nan`` that it was NaN and no operand was; ``signs`` has "+",
     "-" and "nan" of what was not; ``overflows_at`` is the step of the first overflow of float16;
-    ``of_a_mask`` says that an operand held a mask's values already; ``caller`` is where the gradient
-    was asked for that it is a part of, where a loss holds a gradient.
+    ``of_a_mask`` says that an operand held a mask's values already; ``caller`` is where
+    `torch.autograd.grad` was called, of what is inner.
     """
 
     key: Key
