@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -223,12 +224,20 @@ def convertible(given: set[torch.dtype]) -> set[torch.dtype]:
     return (given | {torch.float32, torch.float64}) - ({torch.float64} if mixed else set())
 
 
-def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+def round_weights(model: nn.Module, *, dtype: torch.dtype) -> None:
     """Each weight as the nearest number of the dtype, stored as before; infinities as 0."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.copy_(parameter.to(dtype).to(parameter.dtype).nan_to_num(0.0, 0.0, 0.0))
+
+
+def to_next_numbers(model: nn.Module) -> None:
+    """Each weight as the next larger number of its dtype."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(parameter.nextafter(torch.full_like(parameter, math.inf)))
 
 
 def converted(tensor: Tensor, dtype: torch.dtype | None, given: set[torch.dtype]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from mpbook.diagnosis import verdicts
 from mpbook.diagnosis.advice import NOTICED, advise
 from mpbook.diagnosis.batches import as_batches
 from mpbook.diagnosis.choices import flipped
+from mpbook.diagnosis.copies import round_weights
 from mpbook.diagnosis.costs import find_roof, memory, seconds
 from mpbook.diagnosis.failures import suggested_scale
 from mpbook.diagnosis.format_report import FormatReport
@@ -197,5 +199,6 @@ def _total_without_rounding(
 def _sensitivity(workload: Workload, reference: Run, noise: set[str], dtype: torch.dtype) -> float:
     """How far float32's gradients move when nothing but the weights is rounded."""
     few = reference.steps_to_gradients
-    rounded = workload.run(torch.float32, steps=few, rounded_to=dtype, watched=False)
+    to_dtype = partial(round_weights, dtype=dtype)
+    rounded = workload.run(torch.float32, steps=few, changed=to_dtype, watched=False)
     return total_error(rounded, reference, noise)

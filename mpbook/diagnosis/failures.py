@@ -62,7 +62,8 @@ def suspects(run: Run, reference: Run) -> tuple[Place, ...]:
     """Places to keep in float32, the first to be tried first: what raised, began or was rounded."""
     raised = [run.error_place] if run.error_place else []
     began = where_it_began(run, reference)
-    others = [s.key.place for s in overflows(run, reference)]
+    infinite = overflows(run, reference)
+    others = [p for s in infinite for p in (s.key.place, s.caller) if p is not None]
     found = [*raised, *([began.key.place] if began else []), *others, *run.recorder.rounded]
     return tuple(dict.fromkeys(found))
 
@@ -71,8 +72,9 @@ def suspects(run: Run, reference: Run) -> tuple[Place, ...]:
 
 
 def in_16_bit(run: Run, *, phase: str) -> list[Seen]:
-    """Results in 16 bits of one phase, in the order of execution."""
-    return [s for s in in_order(run) if s.key.phase == phase and s.dtype in SIXTEEN_BIT]
+    """Results in 16 bits of one phase, in the order of execution; inner ones count as forward."""
+    phases = {phase, "inner"} if phase == "forward" else {phase}
+    return [s for s in in_order(run) if s.key.phase in phases and s.dtype in SIXTEEN_BIT]
 
 
 def overflowing(wide: Run) -> list[Seen]:

@@ -3,12 +3,17 @@
 A bias before a batch norm, a key's bias before a softmax, have a gradient of exactly zero; what is
 computed is the rounding of a sum that should vanish, some 1e-9 in float32 and no number in float64.
 Whether a format keeps it makes no difference, so it has no vote.
+
+A model that casts to float32 itself, as many do to times or positions, does not run in float64.  Of
+such a one the rounding is changed: each weight becomes the next larger number, and what that moves
+as much as its own size was rounding.
 """
 
 from __future__ import annotations
 
 import torch
 
+from mpbook.diagnosis.copies import to_next_numbers
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.workload import Workload
 
@@ -17,15 +22,11 @@ SHARE = 0.25
 
 
 def noise(workload: Workload, reference: Run) -> set[str]:
-    """Names of the parameters whose float32 gradient is mostly rounding, by float64's.
-
-    Empty where the model does not run in float64.
-    """
-    exact = workload.run(
-        torch.float64, steps=reference.steps_to_gradients, weights=torch.float64, watched=False
-    )
+    """Names of the parameters whose float32 gradient is mostly rounding, by float64's."""
+    few = reference.steps_to_gradients
+    exact = workload.run(torch.float64, steps=few, weights=torch.float64, watched=False)
     if exact.error is not None:
-        return set()
+        exact = workload.run(torch.float32, steps=few, changed=to_next_numbers, watched=False)
     found = set()
     for name, got in reference.gradients.items():
         expected = exact.gradients.get(name)

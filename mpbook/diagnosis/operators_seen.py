@@ -6,7 +6,9 @@ inputs and weights.  Each result is known by its *place*:
 
 * in the forward pass, the module that is running and the innermost line outside of torch;
 * in the backward pass, the place where the node of the graph was made: nodes are numbered in the
-  order of creation, and each operator of the forward pass notes how far the numbers have come.
+  order of creation, and each operator that makes some notes how far the numbers have come.
+
+What a checkpoint computes again in the backward pass was noted in the forward pass.
 
 Of each result it keeps the dtype, the largest magnitude, and whether it is the first that is not
 finite; of gradients in 16 bits a histogram too, for the loss scale.
@@ -80,6 +82,7 @@ class Recorder(TorchDispatchMode):
         self.most, self.operators = most, 0
         self.model, self.histograms, self.loss_scale = model, histograms, loss_scale
         self.phase: Phase = "forward"
+        self.of_second_order = False
         self.step = 0
         self.last_module = MODEL
         self._writes, self._written_finite = False, True
@@ -133,19 +136,37 @@ class Recorder(TorchDispatchMode):
         self._places.clear()
         self._running.clear()
 
+    @contextmanager
+    def backward(self, *, second_order: bool) -> Iterator[None]:
+        """A backward pass from a loss; one of second order makes a graph of the gradients."""
+        before, self.phase, self.of_second_order = self.phase, "backward", second_order
+        try:
+            yield
+        finally:
+            self.phase = before
+
     def _place(self) -> Place:
         if self.phase == "update":
             return Place(OPTIMIZER)
         node = torch._C._current_autograd_node()
-        if node is not None and not self._running:
-            at = bisect_right(self._numbers, node._sequence_nr())
-            return self._places[at] if at < len(self._places) else Place(LOSS)
-        file, line = line_of_the_caller()
-        place = Place(self._running[-1] if self._running else LOSS, file, line)
-        if node is None:
+        at = len(self._places) if node is None else bisect_right(self._numbers, node._sequence_nr())
+        place = self._places[at] if at < len(self._places) else Place(LOSS)
+        if node is None or self._is_again():
+            module = self._running[-1] if self._running else place.module
+            place = Place(module, *line_of_the_caller())
+        if node is None or torch.is_grad_enabled():
             self._numbers.append(torch._C._autograd._get_sequence_nr())
             self._places.append(place)
         return place
+
+    def _phase(self) -> Phase:
+        if self.phase == "update" or torch._C._current_autograd_node() is None:
+            return "update" if self.phase == "update" else "forward"
+        return "inner" if self.phase == "forward" and torch.is_grad_enabled() else "backward"
+
+    def _is_again(self) -> bool:
+        """Whether a checkpoint computes again what it did not save."""
+        return self.phase == "backward" and not self.of_second_order and torch.is_grad_enabled()
 
     def place_of(self, error: BaseException) -> Place:
         """Where an error was raised: the innermost line that is neither torch's nor ours."""
@@ -180,9 +201,9 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _note(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        backward = torch._C._current_autograd_node() is not None
-        phase: Phase = "update" if self.phase == "update" else "backward" if backward else "forward"
-        place = self._place()
+        phase, place = self._phase(), self._place()
+        if self._is_again():
+            return
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         chose = name in _CHOOSES and results and not results[-1].is_floating_point()
         if chose and self.step == 0:  # a maximum of all has a value alone
@@ -240,6 +261,9 @@ class Recorder(TorchDispatchMode):
         if seen is None:
             seen = Seen(key, value.dtype, len(self.seen), tuple(value.shape), step=self.step)
             self.seen[key] = seen
+            if key.phase == "inner":
+                module = self._running[-1] if self._running else LOSS
+                seen.caller = Place(module, *line_of_the_caller())
         largest = max(abs(low), abs(high))
         seen.highest = max(seen.highest, high if math.isfinite(high) else math.inf)
         if seen.operator in PASS_ON and not low > -MASKED_FROM:

@@ -16,7 +16,8 @@ from torch import Tensor
 import mpbook
 from mpbook.watch.histograms import Histogram
 
-Phase = Literal["forward", "backward", "update"]
+Phase = Literal["forward", "inner", "backward", "update"]
+"""Inner is the backward pass of a gradient that a loss is made of: no loss scale reaches it."""
 MODEL, LOSS, OPTIMIZER = "(model)", "(loss)", "(optimizer)"
 OVERFLOWS = 65520.0
 """The smallest magnitude that float16 rounds to infinity."""
@@ -59,7 +60,8 @@ class Seen:
     ``largest`` is the largest finite magnitude.  ``began`` says that a result was not finite
     though all operands were, ``began_nan`` that it was NaN and no operand was; ``signs`` has "+",
     "-" and "nan" of what was not; ``overflows_at`` is the step of the first overflow of float16;
-    ``of_a_mask`` says that an operand held a mask's values already.
+    ``of_a_mask`` says that an operand held a mask's values already; ``caller`` is where
+    `torch.autograd.grad` was called, of what is inner.
     """
 
     key: Key
@@ -78,6 +80,7 @@ class Seen:
     overflows_at: int = 0
     began_nan: bool = False
     of_a_mask: bool = False
+    caller: Place | None = None
 
     @property
     def operator(self) -> str:
@@ -90,7 +93,7 @@ class Seen:
         return math.log2(65504.0 / self.largest) if self.largest else math.inf
 
     def __str__(self) -> str:
-        backward = "the backward pass of " if self.key.phase == "backward" else ""
+        backward = "the backward pass of " if self.key.phase in ("inner", "backward") else ""
         return f"{self.operator} in {backward}{self.key.place}"
 
 

@@ -49,12 +49,13 @@ def scaled_backward(
         begun(roots)
         with without_autocast(roots[0].device):
             scaled = [_scaled(root, loss_scale) for root in roots]
-            with _divided([*known, *leaves(scaled)], loss_scale, recorder):
+            divided = _divided([*known, *leaves(scaled)], loss_scale, recorder)
+            with divided, recorder.backward(second_order=_makes_a_graph(2, args, kwargs)):
                 original(scaled, *args, **kwargs)
         ended()
 
     def unscaled(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("create_graph", args[4:5] == (True,)):  # else part of a forward pass
+        if not _makes_a_graph(4, args, kwargs):  # else part of a forward pass
             recorder.unseen[_BY_GRAD] += 1
         return grad(*args, **kwargs)
 
@@ -65,6 +66,10 @@ def scaled_backward(
     finally:
         setattr(torch.autograd, "backward", original)  # noqa: B010
         setattr(torch.autograd, "grad", grad)  # noqa: B010
+
+
+def _makes_a_graph(position: int, args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("create_graph", args[position : position + 1] == (True,)))
 
 
 _BY_GRAD = "a loss scale: gradients by torch.autograd.grad were taken without one"

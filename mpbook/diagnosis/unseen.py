@@ -55,12 +55,14 @@ def _first_in_16_bits(run: Run) -> Place | None:
 
 
 def _never_called(model: nn.Module, run: Run) -> list[str]:
-    """Innermost modules with weights that nobody called, at most eight and a count."""
+    """Innermost modules with weights that nobody called or used, at most eight and a count."""
     called = run.recorder.called
+    used = {id(p) for name, p in model.named_parameters() if name in run.gradients}
     names = [
         name
         for name, module in model.named_modules()
-        if (name or MODEL) not in called and list(module.parameters(recurse=False))
+        if (name or MODEL) not in called
+        and any(id(p) not in used for p in module.parameters(recurse=False))
     ]
     shown = names[:8]
     return shown if len(names) <= 8 else [*shown, f"and {len(names) - 8} more"]

@@ -40,7 +40,6 @@ from mpbook.diagnosis.copies import (
     must_own_weights,
     nonfinite,
     own_name,
-    round_weights,
     same_random_numbers,
     unwrapped,
     without_master_copies,
@@ -134,7 +133,7 @@ class Workload:
         histograms: bool = False,
         weights: torch.dtype | None = torch.float32,
         in_float32: Collection[Place] = (),
-        rounded_to: torch.dtype | None = None,
+        changed: Callable[[nn.Module], None] | None = None,
         writes: StateLedger | None = None,
         watched: bool = True,
     ) -> Run:
@@ -146,7 +145,7 @@ class Workload:
             loss_scale: that the loss is multiplied by, and the gradients divided by.
             histograms: of the gradients that are in 16 bits.
             weights: the dtype that the weights are converted to; None leaves them as passed.
-            rounded_to: a dtype that the weights are rounded to once, before the first step.
+            changed: what is done to the copy, once, before the first step.
             in_float32: places that are kept in float32, as a rescue does: a line, else a module.
             watched: whether operators are noted; without, a run is as fast as the model.
             writes: a ledger of in-place writes, told which states there are.
@@ -154,8 +153,8 @@ class Workload:
         model, optimizer, call = self._copies(weights)
         if self.distributed:  # what a step may ask of the wrapper
             vars(model).update(module=model, no_sync=nullcontext)
-        if rounded_to is not None:
-            round_weights(model, rounded_to)
+        if changed is not None:
+            changed(model)
         keep_in_float32(model, {own_name(p) for p in in_float32 if not p.file} - {LOSS})
         call.in_float32 = any(p.module == LOSS and not p.file for p in in_float32)
         lines = [(p.file, p.line) for p in in_float32 if p.file]

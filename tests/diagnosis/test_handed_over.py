@@ -298,3 +298,27 @@ def test_a_solver_that_never_ends_in_16_bits_is_not_waited_for() -> None:
     found = diagnose(mlp(Lambda(halved)), batch(), loss=F.cross_entropy, **FLOAT16)
     assert found.survives("float16") == "no"
     assert "many times as many operators" in found.of("float16").reason
+
+
+# --- Models that do not run in float64 --------------------------------------------------------
+
+
+class Timed(nn.Module):
+    """Attention whose keys have a bias, and times that are float32 whatever the weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.time, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(4, 4, 8) + self.time(torch.arange(4).float() * 0.1)
+        chosen = (self.query(x) @ self.key(x).mT).softmax(-1) @ self.value(x)
+        return self.last(chosen).view(16, 3)
+
+
+def test_rounding_has_no_vote_in_a_model_that_float64_does_not_run() -> None:
+    found = diagnose(Timed(), batch(), loss=F.cross_entropy, optimizer=SGD, **FLOAT16)
+    assert found.survives("float16") == "yes"
+    assert found.without_vote == ("key.bias",)

@@ -129,6 +129,12 @@ def test_modules_that_nobody_called_are_named_up_to_eight(unused: int, shown: in
     assert len(found) == shown and (found[-1] == "and 1 more") is (unused > 8)
 
 
+def test_a_module_whose_weights_have_gradients_was_used_by_other_ways_than_a_call() -> None:
+    gradients = {"0.weight": torch.ones(1), "0.bias": torch.ones(1)}
+    model = nn.ModuleList(nn.Linear(1, 1) for _ in range(2))
+    assert _never_called(model, run(gradients=gradients)) == ["1"]
+
+
 def test_the_error_of_a_loss_is_relative() -> None:
     assert loss_error(run(losses=[110.0]), run(losses=[100.0])) == pytest.approx(0.1)
 
