@@ -224,7 +224,7 @@ def convertible(given: set[torch.dtype]) -> set[torch.dtype]:
     return (given | {torch.float32, torch.float64}) - ({torch.float64} if mixed else set())
 
 
-def round_weights(model: nn.Module, *, dtype: torch.dtype) -> None:
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Each weight as the nearest number of the dtype, stored as before; infinities as 0."""
     with torch.no_grad():
         for parameter in model.parameters():
