@@ -52,12 +52,21 @@ class Artefact:
 
 ARTEFACTS = (
     Artefact("book/recipe/autocast_traps.ipynb", "def count(graph, example_inputs)", NO_COMPILER),
+    Artefact("book/recipe/autocast_traps.ipynb", "the region around:", NO_COMPILER),
     Artefact("book/practice/speed_traps.ipynb", "def counting(graph, inputs)", NO_COMPILER),
+    Artefact(
+        "book/practice/speed_traps.ipynb", "make_graphed_callables(", "torch._C has no _CUDAGraph"
+    ),
     Artefact(
         "book/recipe/autocast_traps.ipynb", "nn.DataParallel(Model", "torch._C has no _scatter"
     ),
     Artefact("book/recipe/loss_scaling.ipynb", '"identifiers": (full.model', SUBCLASS),
     Artefact("book/recipe/loss_scaling.ipynb", 'expected = ["not needed"', SUBCLASS),
+    Artefact(
+        "book/practice/own_model_traps.ipynb",
+        "loss = ctc(log_probabilities, targets",
+        "of a subclass torch divides CTC's loss by the lengths where they lie, on the CPU",
+    ),
     Artefact(
         "book/practice/memory_traps.ipynb", "_record_memory_history()", "there is no allocator"
     ),

@@ -183,12 +183,15 @@ def _move_modules() -> None:
 
     def swapping(self: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:
         there = all(isinstance(p, StoodIn) for p in self.parameters())
+        before = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(not there)
         try:
             return apply(self, fn, recurse)
         except OtherDeviceError:
             torch.__future__.set_swap_module_params_on_conversion(True)
             return apply(self, fn, recurse)
+        finally:  # `load_state_dict` would swap too, and lose gradients
+            torch.__future__.set_swap_module_params_on_conversion(before)
 
     torch.nn.Module._apply = swapping
     from torch.optim import optimizer

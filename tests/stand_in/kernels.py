@@ -222,6 +222,8 @@ OWN = {
     aten._softmax_backward_data.default: _softmax_back,
     aten._log_softmax_backward_data.default: _softmax_back,
     aten._to_copy.default: _to_copy,
+    aten._use_cudnn_ctc_loss.Tensor: lambda func, *args, **kwargs: False,
+    aten._use_miopen_ctc_loss.Tensor: lambda func, *args, **kwargs: False,
 }
 """Operators whose rule is CUDA's."""
 

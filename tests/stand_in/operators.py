@@ -16,6 +16,9 @@ _ANY_DEVICE = {
     "aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::set_", "aten::_foreach_copy_",
     "aten::is_same_size", "aten::record_stream", "aten::_foreach_add_", "aten::lift_fresh",
     "aten::_local_scalar_dense", "aten::set_data", "aten::equal",
+    # CTC's lengths lie on the CPU: torch makes lists of them, except for a subclass as ours.
+    "aten::_use_cudnn_ctc_loss", "aten::_use_miopen_ctc_loss", "aten::_ctc_loss",
+    "aten::_ctc_loss_backward",
 }  # fmt: skip
 _INDEXING = {
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_",
