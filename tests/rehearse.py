@@ -52,10 +52,14 @@ class Artefact:
 
 ARTEFACTS = (
     Artefact("book/recipe/autocast_traps.ipynb", "def count(graph, example_inputs)", NO_COMPILER),
-    Artefact("book/recipe/autocast_traps.ipynb", "the region around:", NO_COMPILER),
+    Artefact(
+        "book/recipe/autocast_traps.ipynb", "def bits(function, outer=nullcontext", NO_COMPILER
+    ),
     Artefact("book/practice/speed_traps.ipynb", "def counting(graph, inputs)", NO_COMPILER),
     Artefact(
-        "book/practice/speed_traps.ipynb", "make_graphed_callables(", "torch._C has no _CUDAGraph"
+        "book/practice/speed_traps.ipynb",
+        "make_graphed_callables(graphed, (batch,))",
+        "torch._C has no _CUDAGraph",
     ),
     Artefact(
         "book/recipe/autocast_traps.ipynb", "nn.DataParallel(Model", "torch._C has no _scatter"
