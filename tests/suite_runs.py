@@ -37,15 +37,18 @@ def run_pytest(
 ) -> Outcome:
     """Run pytest in the tree with this Python and environment; its output goes to the log.
 
-    A run that a signal kills, such as a segmentation fault, is an outcome like any other.
+    Each process has one of torch's threads, as with ``make test``, unless the environment says
+    otherwise: two on each of as many workers as cores take twice as long.  A run that a signal
+    kills, such as a segmentation fault, is an outcome like any other.
     """
     command = [str(python), "-X", "faulthandler", "-m", "pytest", "-q", "-rfE", *arguments]
+    variables = {"OMP_NUM_THREADS": "1", **environment}
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{name}: {log}", flush=True)
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
-            command, cwd=ROOT, env=dict(environment), stdout=output, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT
         )
     said = log.read_text(encoding="utf-8", errors="replace")
     failures = tuple(re.findall(r"^(?:FAILED|ERROR) (\S+(?: \d+)?)", said, re.MULTILINE))

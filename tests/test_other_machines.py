@@ -179,6 +179,18 @@ def test_what_fails_is_named_and_a_signal_is_told(tmp_path, capsys):
     assert "killed by signal 11" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name != "posix", reason="writes a shell script")
+@pytest.mark.parametrize(("environment", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "4"}, 4)])
+def test_a_process_has_one_thread_unless_the_environment_says_otherwise(
+    environment, threads, tmp_path
+):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS threads"\n')
+    fake.chmod(0o755)
+    outcome = suite_runs.run_pytest("x", fake, [], environment, tmp_path / "log")
+    assert outcome.passed and outcome.last_line == f"{threads} threads"
+
+
 def test_names_that_nobody_knows_are_refused():
     assert suite_runs.choose("b a", ["a", "b"]) == ["b", "a"]
     assert suite_runs.choose("", ["a", "b"]) == ["a", "b"]
