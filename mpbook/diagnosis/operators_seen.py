@@ -48,6 +48,7 @@ from mpbook.diagnosis.places import (
     is_theirs,
     line_of_the_caller,
 )
+from mpbook.diagnosis.same_draws import run_drawing_float32
 from mpbook.master_weights import SIXTEEN_BIT
 from mpbook.watch.histograms import log2_histogram
 
@@ -326,7 +327,7 @@ _CHOOSES = frozenset("topk argmax argmin max min sort kthvalue".split())
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """The operator; where a CPU alone lacks it in 16 bits, as a GPU would compute it."""
     try:
-        return func(*args, **kwargs)
+        return run_drawing_float32(func, args, kwargs)
     except (RuntimeError, NotImplementedError) as error:
         lacks = ("not implemented for 'Half'", "not implemented for 'BFloat16'")
         if not any(words in str(error) for words in lacks) or _is_algebra(func):

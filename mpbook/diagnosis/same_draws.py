@@ -25,21 +25,25 @@ class SameDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run one operator of torch."""
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        if name in _IN_PLACE and _is_other(args[0].dtype):
-            drawn = func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
-            return args[0].copy_(drawn)
-        if name not in _NEW or "out" in kwargs:
-            return func(*args, **kwargs)
-        first = next((a for a in args if isinstance(a, Tensor)), None)
-        given = torch.get_default_dtype() if first is None else first.dtype
-        dtype = kwargs.get("dtype") or given
-        if not _is_other(dtype):
-            return func(*args, **kwargs)
-        if any(argument.name == "dtype" for argument in func._schema.arguments):
-            kwargs = {**kwargs, "dtype": torch.float32}
-        return func(*tree_map(_in_float32, args), **kwargs).to(dtype)
+        return run_drawing_float32(func, args, kwargs or {})
+
+
+def run_drawing_float32(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator; if it draws numbers of another floating dtype, float32's, cast."""
+    name = func._schema.name.removeprefix("aten::")
+    if name in _IN_PLACE and _is_other(args[0].dtype):
+        drawn = func(torch.empty_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
+        return args[0].copy_(drawn)
+    if name not in _NEW or "out" in kwargs:
+        return func(*args, **kwargs)
+    first = next((a for a in args if isinstance(a, Tensor)), None)
+    given = torch.get_default_dtype() if first is None else first.dtype
+    dtype = kwargs.get("dtype") or given
+    if not _is_other(dtype):
+        return func(*args, **kwargs)
+    if any(argument.name == "dtype" for argument in func._schema.arguments):
+        kwargs = {**kwargs, "dtype": torch.float32}
+    return func(*tree_map(_in_float32, args), **kwargs).to(dtype)
 
 
 def _is_other(dtype: torch.dtype) -> bool:

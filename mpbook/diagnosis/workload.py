@@ -160,7 +160,7 @@ class Workload:
         lines = [(p.file, p.line) for p in in_float32 if p.file]
         recorder = Recorder(model, histograms=histograms, loss_scale=loss_scale, most=self.most)
         run = Run(dtype, loss_scale, recorder, steps)
-        watching = recorder if watched else nullcontext()
+        watching = recorder if watched else SameDraws()
         stepper = Stepper(model, optimizer, run, self.device, writes, watching)
         autocast = torch.float32 if dtype == torch.float64 else dtype
         inputs = weights or next(iter(self.narrow), None)
@@ -186,7 +186,6 @@ class Workload:
         """What every step of a run is inside of, whichever it is."""
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.device))
-            stack.enter_context(SameDraws())
             stack.enter_context(eager())
             stack.enter_context(as_on_a_gpu(self.target, self.device))
             stack.enter_context(matmul_emulation(computed, self.device))

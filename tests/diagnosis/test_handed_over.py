@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mpbook.copies import deep_copy
 from mpbook.diagnosis import Diagnosis, diagnose
 from mpbook.diagnosis.batches import as_batches
+from mpbook.diagnosis.operators_seen import Recorder
 from mpbook.diagnosis.same_draws import SameDraws
 from mpbook.diagnosis.zoo.cases import Lambda
 from mpbook.master_weights import SIXTEEN_BIT
@@ -54,11 +55,12 @@ def of_its_norm(x: Tensor) -> Tensor:
         lambda like: torch.normal(torch.zeros_like(like), 2.0),
     ],
 )
-def test_the_same_numbers_are_drawn_in_each_dtype(draw: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mode", [SameDraws, lambda: Recorder(nn.Identity())])
+def test_the_same_numbers_are_drawn_in_each_dtype(draw: Any, dtype: torch.dtype, mode: Any) -> None:
     drawn = []
     for kind in (torch.float32, dtype):
         torch.manual_seed(3)
-        with SameDraws():
+        with mode():
             drawn.append(draw(torch.zeros(40, dtype=kind)))
             following = torch.rand(1)
         drawn.append(following)
