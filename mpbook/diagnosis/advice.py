@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpbook.diagnosis.batches import WITH_A_LOSS
 from mpbook.diagnosis.format_report import FormatReport
-from mpbook.diagnosis.places import Seen, is_like_a_mask
+from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
 from mpbook.diagnosis.verdicts import NEAR, WRONG, FormatVerdict
@@ -31,13 +32,13 @@ STATES = "if weights or states were in 16 bits"
 
 _LOOP = """scaler = torch.amp.GradScaler(init_scale=2.0**{exponent:.0f})
 with torch.autocast(device_type, dtype=torch.float16):
-    loss = loss_function(model(inputs), target)
+    loss = {loss}
 scaler.scale(loss).backward()
 scaler.step(optimizer)
 scaler.update()"""
 
 _BFLOAT16 = """with torch.autocast(device_type, dtype=torch.bfloat16):
-    loss = loss_function(model(inputs), target)"""
+    loss = {loss}"""
 
 _ATTENTION = (
     "put the scale before the product of queries and keys, or use the fused attention",
@@ -190,15 +191,22 @@ _UNEQUAL_RUNS = Advice(
 
 
 def advise(
-    reports: dict[str, FormatReport], writes: list[Write], *, repeatable: bool = True
+    reports: dict[str, FormatReport],
+    writes: list[Write],
+    *,
+    repeatable: bool = True,
+    loss: str = WITH_A_LOSS,
 ) -> list[Advice]:
-    """What to do, most urgent first: what fails, what needs a scale, what stands still."""
+    """What to do, most urgent first: what fails, what needs a scale, what stands still.
+
+    ``loss`` is how the loss is written in the lines to paste.
+    """
     first = []
     if not repeatable:  # then what was compared says nothing
         first = [_UNEQUAL_RUNS]
         reports = {f: _without_comparisons(r) for f, r in reports.items()}
     for report in reports.values():
-        found = list(_for_a_format(report, reports))
+        found = list(_for_a_format(report, reports, loss))
         if found and found[0].what.startswith("or "):
             found[0] = replace(found[0], what=found[0].what.removeprefix("or "))
         first += found
@@ -210,7 +218,9 @@ def _without_comparisons(report: FormatReport) -> FormatReport:
     return replace(report, verdict=verdict, total_without=None)
 
 
-def _for_a_format(report: FormatReport, reports: dict[str, FormatReport]) -> Iterator[Advice]:
+def _for_a_format(
+    report: FormatReport, reports: dict[str, FormatReport], loss: str
+) -> Iterator[Advice]:
     v = report.verdict
     if v.survives == "fails in float32 too":
         if v.format == next(iter(reports)):
@@ -227,10 +237,12 @@ def _for_a_format(report: FormatReport, reports: dict[str, FormatReport]) -> Ite
         other = reports["bfloat16"].verdict if "bfloat16" in reports else None
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
         if v.format == "float16" and holds:
-            yield Advice(v.format, "or train in bfloat16, which survives these steps", _BFLOAT16,
+            yield Advice(v.format, "or train in bfloat16, which survives these steps",
+                         _BFLOAT16.format(loss=loss),
                          "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
     if v.survives == "with a loss scale":
-        yield Advice(v.format, "scale the loss", _LOOP.format(exponent=math.log2(v.loss_scale)),
+        yield Advice(v.format, "scale the loss",
+                     _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
         yield from _for_what_survives(v, report.total_without)
@@ -256,9 +268,11 @@ def _for_a_format(report: FormatReport, reports: dict[str, FormatReport]) -> Ite
 
 def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterator[Advice]:
     if v.failure is not None:
+        outside = v.failure.key.place.module == LOSS
         yield Advice(v.format, "training goes on, but the loss that is printed is not finite, and "
                      f"a loop that stops for it stops: compute it in float32 ({v.failure})",
-                     OF_THE_LOSS, "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+                     OF_THE_LOSS if outside else _ELSE[1],
+                     "recipe/autocast_traps.html#autocast-island")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,

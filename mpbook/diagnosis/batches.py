@@ -18,7 +18,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,15 @@ from mpbook.nests import mapped, real_floats_to, tensors
 Loss = Callable[..., Any]
 Way = Callable[["Call", nn.Module, Any], Any]
 """A call's own: from a model and a batch to a loss."""
+WITH_A_LOSS = "loss_function(model(inputs), target)"
+"""How a loss that is passed is written in lines to paste."""
+
+
+class Arguments(NamedTuple):
+    """A way from a batch to what a model is called with, and how one writes it."""
+
+    written: str
+    of: Callable[[Any], tuple[tuple[Any, ...], dict[Any, Any]]]
 
 
 def as_batches(batches: Any, steps: int, loss: Loss | None = None) -> list[Any]:
@@ -65,10 +74,14 @@ def _holds_batches(batches: Any, loss: Loss | None) -> bool:
 
 
 class Call:
-    """Output and loss of a model on a batch; the way that worked first is kept."""
+    """Output and loss of a model on a batch; the way that worked first is kept.
+
+    ``written`` is an expression for the loss, once the way is found.
+    """
 
     def __init__(self, loss: Loss | None) -> None:
         self.loss, self.in_float32, self._shows_saved = loss, False, True
+        self.written = WITH_A_LOSS
         self._called = False
         self._way: Way | None = None
 
@@ -132,9 +145,11 @@ class Call:
         ):
 
             def way(c: Call, m: nn.Module, b: Any, a: Any = arguments, f: Any = losses) -> Any:
-                positional, named = a(b)
+                positional, named = a.of(b)
                 output = m(*positional, **named)
                 c._called = True
+                if c.loss is None:
+                    c.written = f"model({a.written}){_where_its_loss_is(output)}"
                 if not c.in_float32:
                     return f(c.loss, output, b)
                 with torch.autocast(next(tensors(b)).device.type, enabled=False):
@@ -194,10 +209,23 @@ def _own_loss(output: Any) -> Any:
     if getattr(output, "loss", None) is not None:
         return output.loss
     if isinstance(output, tuple | list):
-        scalars = [t for t in output if isinstance(t, Tensor) and t.numel() == 1]
+        scalars = [t for t in output if _is_scalar(t)]
         if scalars:
             return scalars[0]
     raise ValueError(_NO_LOSS.format("the model", type(output).__name__))
+
+
+def _where_its_loss_is(output: Any) -> str:
+    """What follows a call of the model whose loss is its own."""
+    if isinstance(output, Tensor):
+        return ""
+    if isinstance(output, tuple | list):
+        return f"[{next((i for i, t in enumerate(output) if _is_scalar(t)), 0)}]"
+    return ".loss" if hasattr(output, "loss") else '["loss"]'
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _has_loss(output: Any) -> bool:
@@ -207,24 +235,28 @@ def _has_loss(output: Any) -> bool:
         return False
 
 
-_OF_A_TUPLE: tuple[Callable[[Any], Any], ...] = (
-    lambda b: (tuple(b[:-1]), {}),
-    lambda b: (tuple(b), {}),
-    lambda b: ((b[0],), {}),
-    lambda b: ((b,), {}),
+_OF_A_TUPLE = (
+    Arguments("*batch[:-1]", lambda b: (tuple(b[:-1]), {})),
+    Arguments("*batch", lambda b: (tuple(b), {})),
+    Arguments("batch[0]", lambda b: ((b[0],), {})),
+    Arguments("batch", lambda b: ((b,), {})),
 )
 
 
-def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Callable[[Any], Any]]:
+def _argument_ways(model: nn.Module, batch: Any, *, targets: bool) -> list[Arguments]:
     """Ways from a batch to positional and keyword arguments of the model, likeliest first."""
     without_target, whole, first, as_one = _OF_A_TUPLE
     if isinstance(batch, Mapping):
         names = _accepted(model)
         if names is None or names & set(batch):
-            by_name: list[Callable[[Any], Any]] = [
-                lambda b: ((), {k: b[k] for k in b if names is None or k in names})
-            ]
-            return [*by_name, as_one] if names is None and _needs_one(model, batch) else by_name
+            taken = list(batch) if names is None else [k for k in batch if k in names]
+            written = ", ".join(f'{k}=batch["{k}"]' for k in taken)
+            by_name = Arguments(
+                "**batch" if len(taken) == len(batch) else written,
+                lambda b: ((), {k: b[k] for k in b if names is None or k in names}),
+            )
+            either = names is None and _needs_one(model, batch)
+            return [by_name, as_one] if either else [by_name]
         return [as_one]
     if not isinstance(batch, tuple | list):
         return [as_one]

@@ -127,7 +127,9 @@ def _diagnosed(
         report.memory_float32 = memory(workload, reference)
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
-    report.advice = tuple(advise(report.formats, writes, repeatable=report.repeatable))
+    report.advice = tuple(
+        advise(report.formats, writes, repeatable=report.repeatable, loss=workload.written_loss)
+    )
     return report
 
 

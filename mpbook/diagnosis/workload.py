@@ -198,6 +198,11 @@ class Workload:
                 stack.enter_context(Float32Lines(lines))
             yield
 
+    @property
+    def written_loss(self) -> str:
+        """The loss as one writes it in a loop."""
+        return "...  # as your step has it" if self.step is not None else self.call.written
+
     def run_scaled(self, dtype: torch.dtype, *, loss_scale: float, **options: Any) -> Run:
         """A run at a loss scale; at a lower one, where gradients overflow, as a scaler goes."""
         run = self.run(dtype, loss_scale=loss_scale, **options)

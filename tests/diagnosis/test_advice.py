@@ -25,7 +25,8 @@ PAGES = sorted(set(re.findall(r'"([a-z_0-9]+/[a-z_0-9]+\.html#[a-z0-9-]+)"', SOU
 def snippets() -> Iterator[str]:
     yield from (lines for _, lines, _ in advice._BY_OPERATOR.values())
     yield from (lines for _, (_, lines, _) in advice._BY_MESSAGE)
-    yield from (advice._LOOP.format(exponent=8), advice._BFLOAT16)
+    for loss in (advice.WITH_A_LOSS, "...  # as your step has it"):
+        yield from (advice._LOOP.format(exponent=8, loss=loss), advice._BFLOAT16.format(loss=loss))
 
 
 def test_there_are_pages_to_check() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mpbook.diagnosis.batches import Call, as_batches
+from mpbook.diagnosis.batches import WITH_A_LOSS, Call, as_batches
 
 X, Y = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
 Pair = namedtuple("Pair", "x y")
@@ -138,8 +138,16 @@ def test_a_mapping_goes_in_by_the_names_that_forward_has() -> None:
 )
 def test_the_models_own_loss_is_found(make: Any) -> None:
     model = Returns(make)
-    for batch in (X, Batch(X, Y)):
-        assert torch.equal(Call(None)(model, batch), model.layer(X).mean())
+    for batch in (X, Batch(X, Y), (X,), {"x": X}, {"x": X, "labels": Y}):
+        call = Call(None)
+        assert torch.equal(call(model, batch), model.layer(X).mean())
+        assert torch.equal(eval(call.written), model.layer(X).mean())  # as it is pasted
+
+
+def test_a_loss_that_is_passed_is_written_as_a_function() -> None:
+    call = Call(F.cross_entropy)
+    call(nn.Linear(3, 3), (X, Y))
+    assert call.written == WITH_A_LOSS
 
 
 def test_an_autoencoders_loss_takes_the_batch_itself() -> None:

@@ -182,7 +182,13 @@ def test_a_loss_whose_value_alone_is_infinite_fails_nothing() -> None:
         beyond = (0 * output[0, 0] + 300) * 300  # 90000
         return F.cross_entropy(output, batch[1]) + beyond
 
-    found = diagnose(Between(torch.tanh), (X, Y), loss=loss, formats=["float16"])
-    assert found.survives("float16") == "yes"
-    assert "the loss's own value is not finite" in found.of("float16").reason
-    assert "the loss that is printed is not finite" in found.advice[0].what
+    class WithItsLoss(Between):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return loss(super().forward(x), (x, y))
+
+    for model, one in ((Between(torch.tanh), loss), (WithItsLoss(torch.tanh), None)):
+        found = diagnose(model, (X, Y), loss=one, formats=["float16"])
+        assert found.survives("float16") == "yes"
+        assert "the loss's own value is not finite" in found.of("float16").reason
+        assert "the loss that is printed is not finite" in found.advice[0].what
+        assert ("loss_function(output.float(), target)" in found.advice[0].lines) == bool(one)
