@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 BOOK = Path(__file__).resolve().parents[1]
 CELL_TIMEOUT_S = 900
-KEPT_CELL_METADATA = {"tags", "mystnb", "symptoms"}
+KEPT_CELL_METADATA = {"tags", "mystnb", "symptoms", "asked"}
 KEPT_NOTEBOOK_METADATA = {"mystnb"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {

@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import nbformat
 from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
-from symptoms import Symptom, plain, symptoms
+from symptoms import Symptom, asked, plain, symptoms
 
 SCRIPT = "search_sections.js"
 MAX_CODE = 800
@@ -30,6 +30,7 @@ MAX_OBJECT = 300
 SIGNS = {"times": "×", "cdot": "·", "le": "≤", "ge": "≥", "approx": "≈", "pm": "±", "to": "→"}
 SIGNS |= dict.fromkeys("text mathrm mathbf mathit operatorname left right frac quad".split(), " ")
 
+T = TypeVar("T")
 Kind = Literal["section", "term", "object"]
 _MATHS = re.compile(r"\\[(\[](.*?)\\[)\]]", re.S)
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
@@ -150,7 +151,9 @@ def sections(html: str) -> list[Section]:
     return [x for x in page.sections if x.title and (x.text or x.code)]
 
 
-def _entry(page: int, section: Section, symptom: Symptom | None) -> dict[str, Any]:
+def _entry(
+    page: int, section: Section, symptom: Symptom | None, typed: Sequence[str]
+) -> dict[str, Any]:
     """One section as `search.js` reads it."""
     entry: dict[str, Any] = {
         "page": page,
@@ -167,23 +170,36 @@ def _entry(page: int, section: Section, symptom: Symptom | None) -> dict[str, An
             "means": plain(symptom.means),
             "words": list(symptom.words),
         }
+    elif typed:
+        entry["words"] = list(typed)
     return entry
 
 
-def index(pages: Mapping[str, str], carried: Mapping[str, Mapping[str, Symptom]]) -> dict[str, Any]:
+def index(
+    pages: Mapping[str, str],
+    carried: Mapping[str, Mapping[str, Symptom]],
+    typed: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+) -> dict[str, Any]:
     """Return what the search knows of some pages.
 
     Args:
         pages: the HTML of each page by its address.
         carried: the symptoms of each page by its address, by the target of their section.
+        typed: what people type for sections that are no symptoms, in the same way.
     """
     found: dict[str, Any] = {"pages": [], "sections": []}
     for address, html in pages.items():
         here, known = sections(html), carried.get(address, {})
+        asks = (typed or {}).get(address, {})
         if here:
             found["pages"].append({"address": address, "title": here[0].title})
             found["sections"] += [
-                _entry(len(found["pages"]) - 1, section, next(_of(section, known), None))
+                _entry(
+                    len(found["pages"]) - 1,
+                    section,
+                    next(_of(section, known), None),
+                    next(_of(section, asks), ()),
+                )
                 for section in here
             ]
     _tell_apart(found)
@@ -199,7 +215,7 @@ def _tell_apart(found: dict[str, Any]) -> None:
             entry["title"] = f"{entry['title']} ({page.partition(':')[0]})"
 
 
-def _of(section: Section, known: Mapping[str, Symptom]) -> Iterator[Symptom]:
+def _of(section: Section, known: Mapping[str, T]) -> Iterator[T]:
     return (known[place] for place in section.ids if place in known)
 
 
@@ -207,14 +223,15 @@ def write_index(app: Sphinx, error: Exception | None) -> None:
     """Write the sections of every page beside the other static files."""
     if error or app.builder.format != "html":
         return
-    pages, carried = {}, {}
+    pages, carried, typed = {}, {}, {}
     for name in sorted(app.env.found_docs):
         address, source = app.builder.get_target_uri(name), Path(str(app.env.doc2path(name)))
         pages[address] = Path(app.outdir, address).read_text("utf-8")
         if source.suffix == ".ipynb":
-            found = symptoms(nbformat.read(source, as_version=4))
-            carried[address] = {symptom.target: symptom for symptom in found}
-    known = json.dumps(index(pages, carried), ensure_ascii=False, separators=(",", ":"))
+            notebook = nbformat.read(source, as_version=4)
+            carried[address] = {symptom.target: symptom for symptom in symptoms(notebook)}
+            typed[address] = asked(notebook)
+    known = json.dumps(index(pages, carried, typed), ensure_ascii=False, separators=(",", ":"))
     Path(app.outdir, "_static", SCRIPT).write_text(f"window.MPBOOK_SECTIONS = {known};\n", "utf-8")
 
 

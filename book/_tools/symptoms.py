@@ -7,7 +7,7 @@ A Markdown cell that opens with a heading may carry, in its metadata,
 
 `seen` holds error messages and symptoms word for word, `words` what people type and the section
 does not say. The lines that help are the code cell with the tag `cure` in the same section: plain
-torch.
+torch. A section that is no symptom may carry `"asked": ["fp16 vs bf16"]` alone: what people type.
 """
 
 from __future__ import annotations
@@ -67,9 +67,22 @@ def symptoms(page: NotebookNode) -> list[Symptom]:
     return found
 
 
+def asked(page: NotebookNode) -> dict[str, tuple[str, ...]]:
+    """Return what people type for the sections of a page that are no symptoms, by their targets."""
+    carried = {cell.source: cell.metadata.asked for cell in page.cells if "asked" in cell.metadata}
+    return {_target(source): tuple(typed) for source, typed in carried.items()}
+
+
 def problems(page: NotebookNode) -> list[tuple[int, str]]:
     """Return the index of each cell whose symptoms cannot be used, and why."""
-    found = []
+    found = [
+        (
+            index,
+            "`asked` needs a cell with a target, a heading and no `symptoms`",
+        )
+        for index, cell in enumerate(page.cells)
+        if "asked" in cell.metadata and (not _target(cell.source) or "symptoms" in cell.metadata)
+    ]
     for symptom in symptoms(page):
         carried = page.cells[symptom.cell].metadata["symptoms"]
         lines = symptom.cure.strip().count("\n") + 1
@@ -85,6 +98,11 @@ def problems(page: NotebookNode) -> list[tuple[int, str]]:
         }
         found += [(symptom.cell, reason) for reason, holds in wrong.items() if holds]
     return found
+
+
+def _target(source: str) -> str:
+    heading = _HEADING.match(source)
+    return (heading and heading[1]) or ""
 
 
 def plain(text: str) -> str:

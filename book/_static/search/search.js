@@ -47,7 +47,9 @@
   const IGNORED = new Set(
     ("a an and are as at be been but by can do does did for from had has have how i if in is it its me my of on or " +
       "our so than that the their then there these they this to was we were what when where which while who why " +
-      "will with would you your just get gets getting got should could am need needs needed").split(" "),
+      "will with would you your just get gets getting got should could am need needs needed " +
+      // "difference between fp16 and bf16", "fp16 vs bf16": how one asks, not what about
+      "between difference differences versus vs").split(" "),
   );
 
   // One text in one spelling: small letters, plain signs, numbers without separators.
