@@ -28,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.nbval_sanitize_with = str(SANITIZER)
     # Idle OpenMP threads that spin make a shared machine's kernels many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's compiler says of Python 3.13.0 that it is slower there, in the output of a cell.
+    given = os.environ.get("PYTHONWARNINGS", "").split(",")
+    ours = "ignore::RuntimeWarning:torch._dynamo.guards"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [*given, ours]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
