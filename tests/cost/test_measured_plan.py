@@ -120,8 +120,8 @@ def test_a_plan_is_of_training_whatever_the_model_did_before():
     net = nn.Sequential(nn.Linear(6, 64), nn.Dropout(), nn.Linear(64, 4))
     batch, state = (torch.randn(8, 6), labels()), torch.get_rng_state()
     plans = [
-        measure_memory(model, batch, cross_entropy, precision="32-true").at(100)
-        for model in (net.train(), net.eval())
+        measure_memory(net.train(mode), batch, cross_entropy, precision="32-true").at(100)
+        for mode in (True, False)
     ]
     assert plans[0] == plans[1] and not net.training
     assert torch.equal(torch.get_rng_state(), state)
