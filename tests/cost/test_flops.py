@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from mpbook.cost import flops
 from mpbook.cost.measure import count_flops
 
 
@@ -27,6 +28,14 @@ def test_an_lstm_multiplies_each_step_by_its_matrices(options):
     matrices = sum(p.numel() for p in lstm.parameters() if p.dim() == 2)
     x = torch.randn(5, 3, 6, requires_grad=True)
     assert both(lstm, x) == (2 * 15 * matrices, 3 * 2 * 15 * matrices)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_cudnns_formula_counts_the_matrices_of_all_layers_and_no_bias(options):
+    lstm = nn.LSTM(6, 4, **options)
+    shapes = [tuple(p.shape) for p in lstm.parameters()]
+    matrices = sum(p.numel() for p in lstm.parameters() if p.dim() == 2)
+    assert flops._cudnn_rnn((5, 3, 6), shapes) == 2 * 15 * matrices
 
 
 def test_recurrent_layers_of_products_agree_with_torchs_count():
@@ -63,6 +72,8 @@ def test_fused_attention_of_a_cpu_counts_as_its_products():
         (lambda a, v: torch.addmv(torch.ones(3), a, v), 2 * 12),
         (lambda a, v: torch.dot(v, v), 2 * 4),
         (lambda a, v: torch.addbmm(torch.ones(3, 3), a[None], a.T[None]), 2 * 3 * 4 * 3),
+        (lambda a, v: torch.linalg.vector_norm(a), 0),  # of clipping: no product, and no warning
+        (lambda a, v: torch.linalg.cross(a[:, :3], a[:, :3]), 0),
     ],
 )
 def test_products_with_vectors_and_sums_of_products_count(call, expected):

@@ -21,6 +21,7 @@ def test_bytes_count_each_storage_once():
     assert count_bytes([x, x.view(2, 5), x[3:]]) == 40
     assert count_bytes([x, x.clone(), torch.zeros(3, dtype=torch.bfloat16)]) == 86
     assert count_bytes([torch.zeros(0), torch.zeros(0)]) == 0
+    assert count_bytes([torch.zeros(5, device="meta")]) == 0  # takes no memory
     assert count_bytes([]) == 0
 
 
@@ -199,6 +200,12 @@ def test_utilisation_is_a_share_of_the_peak():
 def test_a_sparse_tensor_counts_by_its_parts():
     sparse = torch.eye(4).to_sparse()
     assert measure.count_bytes([sparse, sparse]) == 8 * 2 * 4 + 4 * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_nested_tensor_counts_by_its_values_and_offsets():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+    assert measure.count_bytes([nested, nested]) == 4 * 6 * 3 + 8 * 3
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CS")

@@ -112,6 +112,26 @@ def test_the_peak_is_what_live_memory_counts():
         step.optimizer.step()
     plan = plan_memory(model, batch=(inputs, targets), loss=loss, batch_size=8, precision="32-true")
     assert plan.peak == kept + live.peak
+    stored = sum(tensor.nbytes for tensor in model.state_dict().values())  # a BatchNorm's buffers
+    assert count_bytes(step.kept()["parameters"]) == stored
+
+
+def test_a_plan_is_of_training_whatever_the_model_did_before():
+    net = nn.Sequential(nn.Linear(6, 64), nn.Dropout(), nn.Linear(64, 4))
+    batch, state = (torch.randn(8, 6), labels()), torch.get_rng_state()
+    plans = [
+        measure_memory(net.train(mode), batch, cross_entropy, precision="32-true").at(100)
+        for mode in (True, False)
+    ]
+    assert plans[0] == plans[1] and not net.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_further_example_takes_the_bytes_that_it_says():
+    batch = torch.randn(8, 6), labels()
+    measured = measure_memory(MLP(6, 64, 4), batch, cross_entropy, precision="32-true")
+    few, many = measured.at(100_000), measured.at(101_000)
+    assert many.peak - few.peak == pytest.approx(1000 * few.bytes_per_example, rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])

@@ -74,6 +74,26 @@ def test_a_layer_that_is_called_twice_has_the_tokens_of_both_calls_in_order() ->
     assert torch.equal(found.dy, torch.cat([torch.ones(3, 8), 2 * torch.ones(5, 8)]))
 
 
+def test_an_input_that_is_changed_in_place_later_is_captured_as_it_was() -> None:
+    """A frozen layer saves no input, so that autograd lets a residual stream be added to."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.frozen = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x += self.frozen(x)
+            return x
+
+    torch.manual_seed(0)
+    net = Residual()
+    (found,) = capture(net, [batch()], layers=["frozen"])
+    assert torch.equal(found.x, net.first(batch()[0]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,7 +9,7 @@ import torch
 
 from mpbook.low_precision.hadamard import hadamard_transform, random_signs
 
-SIZES = [2, 4, 16, 32, 128]
+SIZES = [2, 4, 16, 32, 128, 1024]
 
 
 @pytest.mark.parametrize("size", SIZES)

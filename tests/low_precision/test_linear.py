@@ -198,6 +198,14 @@ def test_a_bias_is_added_and_gets_the_sum_of_dy():
     assert torch.allclose(with_bias.bias.grad, dy.sum(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_bias_leaves_the_output_in_autocasts_dtype_as_torchs_does(dtype):
+    x, w, _ = references.layer_data()
+    plain, module = nn.Linear(w.shape[1], len(w)), layer("mxfp8", w, bias=True)
+    with torch.autocast("cpu", dtype=dtype):
+        assert module(x).dtype == plain(x).dtype == dtype
+
+
 def test_what_needs_no_gradient_gets_none():
     x, w, dy = references.layer_data()
     module = layer("nvfp4", w)

@@ -61,6 +61,14 @@ def test_the_share_of_noise_in_a_mean_of_draws_is_no_signal(monkeypatch):
     assert (reading.signal**2, reading.noise**2) == pytest.approx((2**2 + 1 - 2 / 2, 2))
 
 
+def test_where_noise_hides_all_signal_there_is_none(monkeypatch):
+    draws = iter([torch.tensor([1.0, 0.5]), torch.tensor([-1.0, 0.5])])
+    monkeypatch.setattr(noise_gauge, "_gradient", lambda loss, weights: next(draws))
+    layer = a_layer()
+    reading = read_gauge(layer, a_loss(layer), draws=2)  # 0.25 in the mean, noise of 2 / 2
+    assert (reading.signal, reading.ratio, reading.gain) == (0, 0, 0)
+
+
 def test_reading_the_gauge_leaves_the_gradients_alone():
     layer = a_layer()
     read_gauge(layer, a_loss(layer), draws=2)

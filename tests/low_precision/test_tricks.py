@@ -11,6 +11,7 @@ import torch
 from product_references import E2M1, in_blocks, layer_data, nvfp4, rotate
 from torch import Tensor, nn
 
+from mpbook.low_precision import tricks
 from mpbook.low_precision.capture import Captured
 from mpbook.low_precision.tricks import (
     Measured,
@@ -115,6 +116,23 @@ def test_stochastic_rounding_trades_bias_for_spread() -> None:
         assert trial.difference(product, stochastic, MXFP4, metric="spread").verdict == "hurts"
 
 
+@pytest.mark.parametrize("draws", [1, 2, 5])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_bias_and_spread_are_the_unbiased_estimates(draws: int, shift: float) -> None:
+    generator = torch.Generator().manual_seed(draws)
+    exact = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    noise = torch.randn(draws, 8, 6, generator=generator, dtype=torch.float64)
+    products = exact + shift + noise
+    norm = exact.square().sum().item()
+    error, _, bias, spread = tricks._errors("fprop", exact, list(products))
+    variance = products.var(0).sum().item() if draws > 1 else 0.0
+    of_mean = (products.mean(0) - exact).square().sum().item()
+    assert error**2 * norm == pytest.approx((products - exact).square().sum().item() / draws)
+    assert spread**2 * norm == pytest.approx(variance)
+    expected = max(0.0, of_mean - variance / draws)
+    assert bias**2 * norm == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 def only(trial: Trial, batch: int) -> Trial:
     return Trial(tuple(row for row in trial.rows if row.batch == batch))
 
@@ -194,6 +212,10 @@ def test_a_model_is_tried_and_shown() -> None:
         (0.1, 0.3, "hurts"),
         (-0.001, 0.001, "no difference"),
         (-0.3, 0.001, "cannot be told"),
+        (-0.004, -0.002, "no difference"),  # below the margin, of 0.005
+        (0.002, 0.004, "no difference"),
+        (-0.01, -0.001, "cannot be told"),
+        (0.001, 0.01, "cannot be told"),
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(low: float, high: float, verdict: str) -> None:
@@ -203,8 +225,8 @@ def test_a_verdict_is_where_the_interval_lies(low: float, high: float, verdict: 
     other = Variant("nvfp4", hadamard=16)
     rows = []
     for batch, step in enumerate((-half, 0, half)):
-        error = 0.5 + middle + step
-        rows.append(Measured("l", batch, "fprop", NVFP4, 0.5, 0.5, 0.5, 0.0))
+        error = 0.25 + middle + step
+        rows.append(Measured("l", batch, "fprop", NVFP4, 0.25, 0.75, 0.25, 0.0))
         rows.append(Measured("l", batch, "fprop", other, error, 1 - error, error, 0.0))
     trial = Trial(tuple(rows))
     for metric in ("error", "cosine"):

@@ -1,7 +1,8 @@
 """The global switches: set for a run, and set back."""
 
 import importlib
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from training_cases import NAMES, data, model
 
 from mpbook.precision import PRECISIONS, as_precision, autocast
 from mpbook.training import train
-from mpbook.training.settings import cross_entropy
+from mpbook.training.settings import Settings, cross_entropy
 
 # The package hands on a function of the same name.
 environment_module = importlib.import_module("mpbook.training.environment")
@@ -69,9 +70,22 @@ def test_determinism_is_asked_for_and_set_back(before, warn_only, filled, switch
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()  # attention repeats too
         assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # whoever set it knows why
     assert torch.are_deterministic_algorithms_enabled() == before
     assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
     assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_run_on_a_gpu_is_deterministic_unless_told_otherwise(deterministic, monkeypatch):
+    asked, module = [], environment_module
+    monkeypatch.setattr(module, "_deterministic", lambda d: asked.append(d.type) or nullcontext())
+    monkeypatch.setattr(module, "matmul_emulation", lambda *_: nullcontext())
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *_: nullcontext())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
+    options = Settings(steps=1, deterministic=deterministic)
+    with module.environment(PRECISIONS["32-true"], options, torch.device("cuda")):
+        assert asked == ["cuda"] * deterministic
 
 
 def test_products_that_cannot_repeat_warn_instead_of_failing(switches, monkeypatch):

@@ -20,7 +20,13 @@ from mpbook.doctor import cpp_compiler
 from mpbook.low_precision import advance, convert
 from mpbook.precision import PRECISIONS, as_precision
 from mpbook.training import resume, train
-from mpbook.training.parallel import ALONE, Ranks, _broadcast, check_optimizer
+from mpbook.training.parallel import (
+    ALONE,
+    Ranks,
+    _broadcast,
+    check_optimizer,
+    share_among_ranks,
+)
 
 OPTIONS = dict(steps=4, batch_size=16, device="cpu", progress=False)
 BF16 = dict(param_dtype=torch.bfloat16)
@@ -127,6 +133,37 @@ def test_numbers_of_any_dtype_and_strides_are_those_of_rank_0(name, monkeypatch)
     monkeypatch.setattr(dist, "broadcast", broadcast)
     _broadcast(mine)
     assert mine.equal(sent) and mine.stride() == sent.stride()
+
+
+@pytest.mark.usefixtures("group")
+def test_parameters_and_buffers_are_those_of_rank_0(monkeypatch):
+    def broadcast(numbers, src):
+        numbers.copy_(torch.full((numbers.numel() // 4,), 3.0).view(torch.uint8))
+
+    net = nn.Linear(2, 2)
+    net.register_buffer("table", torch.rand(3))
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    share_among_ranks(net, sharded, PRECISIONS["32-true"])
+    state = {
+        name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in net.state_dict().items()
+    }
+    assert state.keys() == {"weight", "bias", "table"}
+    assert all((tensor == 3).all() for tensor in state.values())
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize(("policy", "autocasts"), [({}, True), (BF16, False)])
+def test_autocast_leaves_alone_what_the_policy_casts(policy, autocasts):
+    seen = set()
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.add((torch.is_autocast_enabled("cpu"), self.weight.dtype))
+            return super().forward(x)
+
+    parallel = partial(sharded, **policy)
+    train(Spy(12, 3), data(), precision="bf16-mixed", parallel=parallel, **OPTIONS | dict(steps=1))
+    assert seen == {(autocasts, torch.float32 if autocasts else torch.bfloat16)}
 
 
 @pytest.mark.usefixtures("group")

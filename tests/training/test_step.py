@@ -108,6 +108,13 @@ def test_each_weight_update_has_its_optimizer():
     assert type(trainer.optimizer) is torch.optim.AdamW
 
 
+def test_stochastic_rounding_has_draws_of_its_own_beside_those_of_the_batches():
+    for seed in range(3):
+        trainer = prepare(model(), CURES[1], Settings(steps=1, seed=seed), torch.device("cpu"))
+        of_rounding, of_batches = trainer.optimizer.generator, trainer.generator
+        assert of_rounding.initial_seed() != of_batches.initial_seed()
+
+
 def test_before_delayed_scales_move_all_ranks_agree_on_what_they_saw(monkeypatch):
     calls = []
     monkeypatch.setattr(Ranks, "agree_on_amax", lambda ranks, model: calls.append("agree"))

@@ -342,6 +342,9 @@ def test_a_tensor_that_divides_by_nonsense_writes_nowhere_else(device):
     for divisor in (0.0, 2.0**-1000, 2.0**1000, math.inf, math.nan):
         result = counted(x.float(), divisor=torch.tensor(divisor, dtype=torch.float64).to(device))
         assert sum(result.bins.values()) + sum(result[1:]) == 2
+        quotients = x / divisor
+        in_a_bin = int((quotients.isfinite() & (quotients != 0)).sum())
+        assert sum(result.bins.values()) == in_a_bin  # the first or the last, if beyond
 
 
 @pytest.mark.parametrize("divisor", [0.0, -2.0, math.inf, math.nan, 2.0**128, 2.0**-128])

@@ -194,6 +194,7 @@ def test_a_weight_that_is_nan_is_neither_moved_nor_lost():
     with updates_lost(net, optimizer) as lost:
         optimizer.step()
     assert lost.counts[0].tolist() == [[1, 0, 0]]
+    assert lost.nonfinite == 0 and lost.nonfinite_counts[0].tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,6 +317,30 @@ def test_parameters_without_gradient_have_no_updates(kind):
         optimizer.step()
     assert lost.counts[0][:, 0].gt(0).tolist() == [True, False, False, False]
     assert math.isnan(lost.by_parameter["2.bias"])
+
+
+def test_only_weights_that_ranks_share_are_counted_over_ranks(monkeypatch):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    found = []
+    for shared in ({}, {2}, {1, 2}):  # by how many dimensions a weight has
+        monkeypatch.setattr("mpbook.watch.lost_updates.groups_of", lambda _: ["all"])
+        monkeypatch.setattr(
+            "mpbook.watch.lost_updates.is_shared", lambda p, shared=shared: p.dim() in shared
+        )
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts, group: counts.mul_(4))
+        with updates_lost(net, optimizer) as lost:
+            give_gradients(net, 0)
+            with torch.no_grad():
+                before = [p.clone() for p in net.parameters()]
+                optimizer.step()
+                for p, old in zip(net.parameters(), before, strict=True):
+                    p.copy_(old)
+        found.append(torch.cat([lost.counts[0], lost.nonfinite_counts[0]], dim=1))
+    alone, matrices, every = found
+    assert every.equal(4 * alone)
+    assert matrices[[0, 2]].equal(4 * alone[[0, 2]]) and matrices[[1, 3]].equal(alone[[1, 3]])
+    assert alone[:, 0].gt(0).all()
 
 
 def test_nothing_watched_is_nan():
@@ -528,6 +553,23 @@ def test_gradients_that_a_16_bit_sum_swallows_are_counted():
     assert lost.additions_lost == (1000 - 256) / 999
     assert list(lost.table().header)[-1] == "additions lost"
     assert lost.table().rows[-1][-1] == lost.additions_lost
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_additions_are_counted_as_torch_adds_them_and_a_zero_is_none(dtype):
+    net, generator = layer(*[0.0] * 64, dtype=dtype), torch.Generator().manual_seed(0)
+    sizes = torch.exp2(torch.randint(-12, 4, (5, 1, 64), generator=generator).float())
+    gradients = (torch.randn(5, 1, 64, generator=generator).relu() * sizes).to(dtype)
+    added = swallowed = 0
+    with updates_lost(net, torch.optim.SGD(net.parameters(), lr=1.0)) as lost:
+        for number, gradient in enumerate(gradients):
+            before = None if number == 0 else net.weight.grad.clone()
+            (net.weight * gradient).sum().backward()
+            if before is not None:
+                added += int((gradient != 0).sum())
+                swallowed += int(((gradient != 0) & (net.weight.grad == before)).sum())
+    assert lost.addition_counts["weight"].tolist() == [added, swallowed]
+    assert 0 < swallowed < added < 4 * 64
 
 
 def test_float32_gradients_and_single_passes_have_no_additions():

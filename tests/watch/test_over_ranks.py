@@ -131,6 +131,7 @@ def test_counts_of_a_group_that_is_gone_are_not_taken_for_all(
     with pytest.raises(RuntimeError, match=r"what rank 1 of 4 saw; call over_ranks\(\) on every"):
         probe.histogram("activations")
     assert probe.of_this_rank().histogram("activations") != Histogram()
+    assert probe.of_this_rank().histogram("weights").total == 6  # though rank 0 has them too
     monkeypatch.setattr("mpbook.watch.over_ranks.rank_and_ranks", lambda: (0, 1))
     with pytest.raises(RuntimeError, match=r"before destroy_process_group\(\)"):
         probe.over_ranks()

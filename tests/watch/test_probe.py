@@ -444,6 +444,27 @@ def test_a_probe_may_be_entered_again_and_goes_on():
     assert probe.histogram("weight_gradients", "4.weight").total == 3 * 24
 
 
+def test_a_pause_inside_a_pause_does_not_end_it():
+    model = small_mlp()
+    with Probe(model) as probe:
+        with probe.paused():
+            with probe.paused():
+                backward(model, batch())
+            backward(model, batch())
+        assert probe.steps == 0 and not probe._counters
+        backward(model, batch())
+    assert probe.steps == 1 and probe.histogram("activations", "4").total == 15
+
+
+def test_a_module_that_runs_before_the_model_does_belongs_to_no_step():
+    model = small_mlp()
+    with Probe(model) as probe:
+        model[0](batch()).sum().backward()
+        assert not probe._counters
+        backward(model, batch())
+    assert probe.histogram("activations", "0").total == 40
+
+
 # --- Leaving no trace ---------------------------------------------------------------------------
 
 

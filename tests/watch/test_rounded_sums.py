@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mpbook.watch.probe import Probe
+from mpbook.watch.rounded_sums import RoundedSums, channel_of
 
 
 def inputs(*shape: int) -> torch.Tensor:
@@ -67,13 +68,53 @@ def test_a_bias_without_effect_has_no_vote(case, seed):
     assert verdict.verdict == "not needed", verdict.reason
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("count", [4, 64, 4096])
-def test_a_bias_of_random_terms_keeps_its_vote(count):
+def test_a_bias_of_random_terms_keeps_its_vote(count, dtype):
     torch.manual_seed(count)
-    model = nn.Linear(6, 5)
+    model = nn.Linear(6, 64).to(dtype)
     with Probe(model) as probe:
-        (model(inputs(count, 6)) * torch.randn(count, 5)).sum().backward()
+        terms = torch.randn(count, 64).to(dtype)
+        (model(inputs(count, 6).to(dtype)) * terms).sum().backward()
     assert probe._sums.only_noise() == []
+
+
+def test_each_gradient_is_compared_with_its_own_terms_alone():
+    sums, terms = RoundedSums(), inputs(16, 4)
+    noise = 512 * torch.finfo(torch.float32).eps / 2 * terms.square().sum(0).sqrt()
+    for _ in range(9):  # the terms of all steps together would have three times as much
+        sums.add_terms("above", terms, -1)
+        sums.compare("above", 2 * noise)
+        sums.add_terms("below", terms, -1)
+        sums.compare("below", noise / 2)
+        for half in terms.chunk(2):  # a module that is called twice
+            sums.add_terms("twice", half, -1)
+        sums.compare("twice", 0.9 * noise)
+        sums.add_terms("zero", terms, -1)
+        sums.compare("zero", torch.zeros(4))
+        sums.compare("above", noise / 2)  # of no terms: nothing is known of it
+    assert sums.only_noise() == ["below", "twice"]
+
+
+SQUARE = {  # where a size tells no dimension from another
+    "linear": (nn.Linear(4, 4), (4, 4, 4)),
+    "layer norm": (nn.LayerNorm(4), (4, 4, 4)),
+    "convolution": (nn.Conv2d(4, 4, 1), (4, 4, 4, 4)),
+    "convolution in 1 dimension": (nn.Conv1d(4, 4, 1), (4, 4, 4)),
+    "group norm": (nn.GroupNorm(2, 4), (4, 4, 4)),
+    "batch norm": (nn.BatchNorm2d(4), (4, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("case", SQUARE.values(), ids=SQUARE)
+def test_a_bias_gets_the_sum_over_all_dimensions_but_its_channel(case):
+    module, shape = case
+    y = module(inputs(*shape))
+    terms = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(y, module.bias, terms)
+    channel = channel_of(module, y, module.bias)
+    others = [dim for dim in range(len(shape)) if dim != channel % len(shape)]
+    torch.testing.assert_close(gradient, terms.sum(others), rtol=1e-4, atol=1e-4)
 
 
 def test_real_small_gradients_of_a_bias_still_decide():

@@ -119,6 +119,10 @@ def test_no_scale_helps_activations_that_overflow():
     )
     assert verdict.reason == expected
     assert verdict.worst["activation_gradients"].layer == "a"
+    doubts = dict(perhaps=["exp in b"], unseen=["weights"])
+    assert judge(model(a=gradients(1.0)), "float16", overflowing=["c"], **doubts) == judge(
+        model(a=gradients(1.0)), "float16", overflowing=["c"]
+    )  # more to doubt does not make it less certain
 
 
 def test_a_layer_of_zeros_has_no_say():
