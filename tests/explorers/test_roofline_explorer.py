@@ -263,7 +263,8 @@ def test_the_point_stands_where_the_words_say(open_explorer: OpenExplorer) -> No
 @pytest.mark.browser
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
-    ("device", "format"), [("H100 SXM", "bfloat16"), ("T4", "float16"), ("A100 SXM 80GB", "float32")]
+    ("device", "format"),
+    [("H100 SXM", "bfloat16"), ("T4", "float16"), ("A100 SXM 80GB", "float32")],
 )
 def test_roofs_and_points_stand_where_python_puts_them(
     open_explorer: OpenExplorer, device: str, format: str, operation: str
