@@ -390,6 +390,7 @@ def trap(
 def test_symptoms_with_all_they_need_pass() -> None:
     assert findings(lint.usable_symptoms, *trap(), *trap()) == 0
     assert findings(lint.traps_have_symptoms, *trap()) == 0
+    assert findings(lint.usable_symptoms, prose("(a)=\n## A section", asked=["fp16"])) == 0
 
 
 @pytest.mark.parametrize(
@@ -405,6 +406,8 @@ def test_symptoms_with_all_they_need_pass() -> None:
         trap()[:1],
         [*trap(), code("1 + 1", tags=["cure"])],
         [trap()[0], prose("## Another section"), trap()[1]],
+        [prose("(a)=\n## A section", asked=["fp16"], symptoms=SYMPTOMS), trap()[1]],
+        [prose("## A section without a target", asked=["fp16"])],
     ],
 )
 def test_symptoms_that_cannot_be_used_are_found(cells: list[NotebookNode]) -> None:

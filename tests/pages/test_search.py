@@ -104,7 +104,8 @@ SEEN = Symptom(
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     html = PAGE.format("".join(SECTION.format(*section) for section in SECTIONS))
-    known = search_index.index({"page.html": html}, {"page.html": {"scaler": SEEN}})
+    typed = {"page.html": {"shards": ["memory of many cards"]}}
+    known = search_index.index({"page.html": html}, {"page.html": {"scaler": SEEN}}, typed)
     script = tmp_path_factory.mktemp("search") / "sections.js"
     script.write_text(f"window.MPBOOK_SECTIONS = {json.dumps(known)};", "utf-8")
     return script
@@ -116,6 +117,8 @@ RANKED = {
     "bf16 updates": "adam",
     "FSDP2": "shards",
     "fully_shard": "shards",
+    "memory of many cards": "shards",  # which its text does not say
+    "difference between shards and FSDP": "shards",
     "65504": "budget",
     "gradeint scalr": "scaler",
     "xyzzy": "",
