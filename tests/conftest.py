@@ -32,8 +32,12 @@ from visits import ROOT, Look, OpenPage, PageUrl, Scheme, Theme, Visit
 
 TIMEOUT_MS = 30_000
 HEIGHT = 900
-SETTLED_MS = 500  # after a change of size the theme waits 300 ms before it looks what scrolls
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+# The theme looks what scrolls 300 ms after the last change, and later where the machine is busy.
+WHAT_SCROLLS_TAKES_KEYS = """() =>
+  [...document.querySelectorAll("#main-content pre, #main-content .cell_output > .output")].every(
+    ({scrollWidth, clientWidth, scrollHeight, clientHeight, tabIndex}) =>
+      tabIndex === 0 || (scrollWidth <= clientWidth && scrollHeight <= clientHeight))"""
 MATHS_IS_SET = "() => !window.MathJax || window.MathJax.startup?.promise.then(() => true)"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -247,7 +251,8 @@ class _Looker:
         page.emulate_media(color_scheme=look.theme)
         if page.viewport_size != (size := {"width": look.width, "height": HEIGHT}):
             page.set_viewport_size(size)  # type: ignore[arg-type]
-            page.wait_for_timeout(SETTLED_MS)
+            page.evaluate(DRAWN)
+            page.wait_for_function(WHAT_SCROLLS_TAKES_KEYS)
         page.wait_for_function(
             "theme => document.documentElement.dataset.theme === theme", arg=look.theme
         )

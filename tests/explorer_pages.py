@@ -5,10 +5,12 @@ The fixtures `load_module` and `open_explorer` in conftest.py hand these out.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+import numpy as np
 from playwright.sync_api import Browser, Locator, Page
 from sphinx_extension import bundle_sources
 
@@ -92,3 +94,67 @@ def random_histogram(random: Random) -> dict[str, Any]:
     ] or [[first, 1]]
     largest = random.choice([None, 2.0 ** binades[-1][0] * random.choice([1, 1.8125, 1.999999])])
     return {"zeros": random.randint(0, 99), "binades": binades, "largest": largest}
+
+
+# --- Pictures, read back --------------------------------------------------------------------------
+
+MINUS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻−", "0123456789--")
+NUMBER = re.compile(r"−?\d[\d.]*(e−?\d+)?%?|−?(2|10)[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+LABELS = """(part) => [...part.querySelectorAll("text")].map((text) =>
+  [Number(text.getAttribute("x")), Number(text.getAttribute("y")), text.textContent])"""
+
+
+def as_number(text: str) -> float:
+    """A number as a page writes it, a share in percent and a power such as 2⁻²⁴ too."""
+    if power := re.fullmatch(r"(−?)(2|10)([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", text):
+        return (-1 if power[1] else 1) * float(power[2]) ** int(power[3].translate(MINUS))
+    plain = text.translate(MINUS).replace("∞", "inf")
+    return float(plain.removesuffix("%")) / (100 if plain.endswith("%") else 1)
+
+
+def numbers_of(part: Locator) -> list[tuple[float, float, float]]:
+    """The labels of a picture that are numbers: where each stands, and the number."""
+    labels = [(x, y, text) for x, y, text in part.evaluate(LABELS) if NUMBER.fullmatch(text)]
+    return [(x, y, as_number(text)) for x, y, text in labels]
+
+
+def curve(path: Locator) -> list[tuple[float, float]]:
+    """The points of a path of straight lines."""
+    points = re.findall(r"[ML](\S+?) ([^ML]+)", path.get_attribute("d") or "")
+    return [(float(x), float(y)) for x, y in points]
+
+
+BARS = """(picture) => [...picture.querySelectorAll(".mp-bar")].flatMap((path) =>
+  path.getAttribute("d").split("z").filter(Boolean).map((bar) =>
+    [path.classList[1].slice("mp-bar-".length), ...bar.match(/-?[\\d.]+/g).map(Number)]))"""
+ENDS = """(picture) => Object.fromEntries([...picture.querySelectorAll(".mp-end")].map((zone) =>
+  [zone.classList[1].slice("mp-end-".length), [zone.x.baseVal.value, zone.width.baseVal.value]]))"""
+
+
+def drawn_bars(picture: Locator) -> list[tuple[str, float, float, float, float]]:
+    """The bars of a histogram, from the left: their fate, left edge, bottom, height and width."""
+    found = [
+        (fate, x, y, -height, width) for fate, x, y, height, width, _ in picture.evaluate(BARS)
+    ]
+    return sorted(found, key=lambda bar: bar[1])
+
+
+def drawn_ends(picture: Locator) -> dict[str, tuple[float, float]]:
+    """The stretches of a format by name, each from its left edge to its right one."""
+    return {name: (x, x + width) for name, (x, width) in picture.evaluate(ENDS).items()}
+
+
+class Axis:
+    """Labels that stand evenly, whose numbers `values` are, or logarithms of them, at `pixels`."""
+
+    def __init__(self, values: list[float], pixels: list[float]) -> None:
+        self._slope, self._zero = np.polyfit(values, pixels, 1)
+        assert np.abs(self.pixel(np.array(values)) - pixels).max() < 1, "they do not stand evenly"
+
+    def pixel(self, value: Any) -> Any:
+        """Where a number stands."""
+        return self._slope * value + self._zero
+
+    def value(self, pixel: float) -> float:
+        """The number that stands there."""
+        return float((pixel - self._zero) / self._slope)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+import re
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from accessibility import serious_violations
-from explorer_pages import LoadModule, OpenExplorer, twin
+from explorer_pages import Axis, LoadModule, OpenExplorer, as_number, numbers_of, twin
 from playwright.sync_api import Locator, Page, expect
 from torch import Tensor
 
@@ -383,6 +385,103 @@ def test_one_number_step_by_step_by_keyboard_and_by_pointer(open_explorer: OpenE
     expect(title).to_have_text("Number 0: 12 becomes 12, exactly")
 
 
+SHOWN: list[dict[str, Any]] = [
+    *(dict(preset=name) for name in PRESETS), dict(preset="MXFP4", scale_mode="floor"),
+    dict(preset="NVFP4", tensor="an outlier", number=3), dict(preset="MXFP8", number=127),
+    dict(preset="MXFP4", rounding="stochastic", number=5, seed=3),
+    dict(preset="NVFP4", hadamard=16, number=100), dict(preset="FP4, tensorwise", number=64),
+]  # fmt: skip
+
+
+def off_by(text: str) -> float:
+    return as_number(text.split(" (")[0])
+
+
+@pytest.mark.browser
+def test_every_fate_is_pythons(open_explorer: OpenExplorer) -> None:
+    explorers = [BlockExplorer(TENSORS, **one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, part in zip(explorers, page.locator(".mp-explorer").all(), strict=True):
+        fate = explorer.fate()
+        zeros, saturated, error, median, width = part.locator(".mp-fate dd").all_text_contents()
+        assert (zeros, saturated) == (f"{fate.zeros} of 128", f"{fate.saturated} of 128")
+        assert off_by(error) == pytest.approx(fate.error, rel=0.06)
+        if fate.error:
+            decibels = as_number(re.findall(r"\((\S+) dB\)", error)[0])
+            assert decibels == pytest.approx(-20 * math.log10(fate.error), abs=0.51)
+        assert off_by(median) == pytest.approx(fate.median_error, rel=0.06)
+        assert float(width) == fate.bits
+        label = part.locator(".mp-block-chart svg").get_attribute("aria-label") or ""
+        assert label.endswith(f"{fate.zeros} became zero, {fate.saturated} saturated")
+        rows = part.locator(".mp-table tbody tr")
+        for (name, format), row in zip(PRESETS.items(), rows.all(), strict=True):
+            fate = explorer.fate(format)
+            cells = row.locator("td").all_text_contents()
+            assert cells[:2] == [str(fate.zeros), str(fate.saturated)], name
+            wanted = [fate.error, fate.median_error, fate.bits]
+            assert [*map(as_number, cells[2:])] == pytest.approx(wanted, rel=0.06), name
+
+
+@pytest.mark.browser
+def test_every_step_of_a_number_is_pythons(open_explorer: OpenExplorer) -> None:
+    explorers = [BlockExplorer(TENSORS, **one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, part in zip(explorers, page.locator(".mp-explorer").all(), strict=True):
+        i, (row, amax), blocks = explorer.number, explorer.row(), explorer.blocks()
+        size = NUMBERS if explorer.block == "tensor" else int(explorer.block)
+        block = slice(i // size * size, (i // size + 1) * size)
+        scale = float(blocks.scales[0, i // size])
+        tensor_scale = 1.0 if blocks.tensor_scale is None else float(blocks.tensor_scale)
+        becomes = float(blocks.dequantise()[0, i])
+        most = amax if explorer.block == "tensor" else float(row[block].abs().max())
+        texts = part.locator(".mp-steps dd").all_text_contents()
+        scales = [as_number(text) for text in texts[1].split(" × ")]
+        element = float(blocks.values[0, i])
+        wanted = [most, float(row[i]) / (scale * tensor_scale), element, becomes]
+        found = [as_number(texts[k]) for k in (0, 2, 3, 5)]
+        assert found == pytest.approx(wanted, rel=1e-3)
+        assert scales[0] == pytest.approx(scale, rel=6e-3)
+        if blocks.tensor_scale is not None:
+            assert scales[1] == pytest.approx(tensor_scale, rel=1e-3)
+        code = int(texts[4].replace(" ", ""), 2)
+        assert decode(code, explorer.format().element) == element
+        said = part.get_by_label("Look at number").get_attribute("aria-valuetext") or ""
+        index, before, after = re.fullmatch(r"number (\d+), (\S+) becomes (\S+)", said).groups()  # type: ignore[union-attr]
+        assert int(index) == i
+        given = [as_number(before), as_number(after)]
+        assert given == pytest.approx([float(row[i]), becomes], rel=6e-3)
+
+
+DRAWN = """(svg) => {
+  const boxes = (kind) => [...svg.querySelectorAll(kind)].map((part) =>
+    ["x", "y", "width", "height"].map((name) => Number(part.getAttribute(name))));
+  return [boxes(".mp-block-band"), boxes(".mp-block-column")];
+}"""
+
+
+@pytest.mark.browser
+def test_bands_and_the_chosen_number_stand_where_they_should(open_explorer: OpenExplorer) -> None:
+    explorers = [BlockExplorer(TENSORS, **one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, svg in zip(explorers, page.locator(".mp-block-chart svg").all(), strict=True):
+        labels = [label for label in numbers_of(svg) if label[0] == 25 and label[2]]
+        axis = Axis([math.log2(n) for _, _, n in labels], [y - 4 for _, y, _ in labels])
+        bands, (column,) = svg.evaluate(DRAWN)
+        blocks, element = explorer.blocks(), explorer.format().element
+        scales = blocks.scales[0].double()
+        scales = scales if blocks.tensor_scale is None else scales * blocks.tensor_scale
+        top, floor = 34, 34 + 250
+        assert len(bands) == len(scales)
+        for (_, y, _, height), scale in zip(bands, scales.tolist(), strict=True):
+            least = 2.0**element.lowest_binade / 2**element.mantissa_bits / 2
+            ends = [axis.pixel(math.log2(size * scale)) for size in (element.max, least)]
+            wanted = [min(max(end, top), floor) for end in ends]
+            assert [y, y + height] == pytest.approx(wanted, abs=1)
+        slot = column[2]
+        first = min(band[0] for band in bands) - 0.5
+        assert column[0] == pytest.approx(first + explorer.number * slot, abs=1)
+
+
 DRAW_ALL = """async () => {
   const broken = [];
   const selects = [...document.querySelectorAll(".mp-explorer select")];
@@ -428,6 +527,8 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
     row = page.locator(".mp-static tr", has_text="NVFP4").locator("td")
     assert row.all_text_contents()[:2] == [str(fate.zeros), str(fate.saturated)]
     assert row.last.text_content() == "4.5"
+    errors = [as_number(text) for text in row.all_text_contents()[2:4]]
+    assert errors == pytest.approx([fate.error, fate.median_error], rel=0.06)
 
 
 # --- The widget in the kernel --------------------------------------------------------------------

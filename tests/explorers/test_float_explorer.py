@@ -23,7 +23,7 @@ import pytest
 import torch
 from accessibility import serious_violations
 from comm.base_comm import BaseComm
-from explorer_pages import LoadModule, OpenExplorer, drag, twin
+from explorer_pages import LoadModule, OpenExplorer, as_number, drag, twin
 from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, expect
 
@@ -215,6 +215,29 @@ def test_kinds_equal_pythons(numbers: Numbers, name: str) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("name", TINY)
+def test_a_rounding_interval_is_all_that_rounds_to_its_number(numbers: Numbers, name: str) -> None:
+    format = ALL[name]
+    codes = [code for code in range(2**format.bits) if not math.isnan(decode(code, format))]
+    for rule in possible_overflows(format):
+        low, high = (
+            numbers.map(f"m.roundingInterval(x, f, rest[0])[{side}]", codes, format, rule)
+            for side in (0, 1)
+        )
+        for code, start, end in zip(codes, low.tolist(), high.tolist(), strict=True):
+            number = decode(code, format)
+            if math.isinf(number) and rule != "inf":
+                continue  # nothing rounds to it
+            inside = [math.nextafter(start, math.inf), math.nextafter(end, -math.inf)]
+            outside = [math.nextafter(start, -math.inf), math.nextafter(end, math.inf)]
+            for value in inside:
+                assert decode(encode(value, format, overflow=rule), format) == number, value
+            for value, edge in zip(outside, (start, end), strict=True):
+                if math.isfinite(edge) and (value >= 0 or format.signed):
+                    assert decode(encode(value, format, overflow=rule), format) != number, value
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("name", ALL)
 def test_overflow_rule_falls_back_as_in_python(numbers: Numbers, name: str) -> None:
     ours = [numbers.text("m.usableOverflow(x, f)", rule, ALL[name]) for rule in OVERFLOWS]
@@ -386,6 +409,7 @@ BADGES = [
     ("inf", "float8_e4m3fn", "no infinity"), ("-0", "float8_e4m3fnuz", "no −0"),
     ("0", "float8_e8m0fnu", "no zero"), ("-0", "float8_e8m0fnu", "no zero"),
     ("-1", "float8_e8m0fnu", "no sign"), ("1e-40", "float8_e8m0fnu", "too small"),
+    ("4.4e-39", "float8_e8m0fnu", "too small"), ("4.5e-39", "float8_e8m0fnu", "rounded"),
 ]  # fmt: skip
 
 
@@ -621,6 +645,225 @@ def test_a_click_on_the_number_line_puts_the_number_there(open_explorer: OpenExp
     typed = float(page.get_by_label("Number", exact=True).input_value())
     assert int(bits(page), 2) == encode(typed, "float8_e4m3fn", overflow="nan")
     assert typed > 300
+
+
+SHOWN = [
+    (0.1, "float16"), (-0.1, "float16"), (1 / 3, "bfloat16"), (3e-6, "float16"), (0.0, "float16"),
+    (65519.0, "float16"), (1e6, "float16"), (-500.0, "float8_e4m3fn"), (0.003, "float8_e4m3fn"),
+    (2.0**-126 / 3, "float32"), (1.1, "tfloat32"), (5.1, "float4_e2m1fn"), (0.3, "float8_e8m0fnu"),
+    (0.04, "float8_e5m2fnuz"), (7.3, "odd_bias"), (1.3, "fixed_like"),
+]  # fmt: skip
+
+
+def shown(page: Page) -> Iterator[tuple[FloatExplorer, Locator]]:
+    """Explorers of `SHOWN`, each with its part of a page that holds them all."""
+    explorers = [FloatExplorer(value, ALL[name], "saturate") for value, name in SHOWN]
+    yield from zip(explorers, page.locator(".mp-explorer").all(), strict=True)
+
+
+def open_shown(open_explorer: OpenExplorer) -> Page:
+    return open_explorer(*(FloatExplorer(v, ALL[name], "saturate") for v, name in SHOWN))
+
+
+@pytest.mark.browser
+def test_every_fact_is_pythons(open_explorer: OpenExplorer) -> None:
+    for explorer, part in shown(open_shown(open_explorer)):
+        value, format = explorer.value, explorer.format
+        rounded = decode(explorer.code, format)
+        below, above = neighbours(rounded, format)
+        gap = float(ulp(torch.tensor(rounded, dtype=torch.float64), format))
+        error = rounded - value
+        relative = abs(error / value) if error else 0.0
+        facts = part.locator(".mp-facts dl")
+        names, texts = (facts.locator(tag).all_text_contents() for tag in ("dt", "dd"))
+        wanted = [below, above, gap, error, relative]
+        for name, text, number in zip(names, texts, wanted, strict=False):
+            if number is None:
+                assert text == "none", (explorer, name)
+            else:
+                assert as_number(text.strip("◂ ▸")) == pytest.approx(number, rel=5e-3), (
+                    explorer,
+                    name,
+                )
+        for side, neighbour in zip(("below", "above"), texts, strict=False):
+            if neighbour != "none":
+                button = facts.get_by_label(f"go to the number {side}, {neighbour.strip('◂ ▸')}")
+                expect(button).to_have_count(1)
+        assert int(texts[5], 16) == explorer.code
+        assert len(texts[5]) == 2 + math.ceil(format.bits / 4)
+
+
+@pytest.mark.browser
+def test_formula_and_meanings_come_to_the_number(open_explorer: OpenExplorer) -> None:
+    for explorer, part in shown(open_shown(open_explorer)):
+        number = decode(explorer.code, explorer.format)
+        line = part.locator(".mp-formula").inner_html().replace("−", "-")
+        found = re.search(
+            r"(?:([+-])1 × )?2<sup>(\d+) - (-?\d+)</sup> × (?:\((\d) \+ (\d+)/(\d+)\)|1)", line
+        )
+        assert found, line
+        sign, exponent, bias, whole, parts, of = found.groups()
+        factor = int(whole) + int(parts) / int(of) if whole else 1
+        power = 2.0 ** (int(exponent) - int(bias))
+        assert (-1 if sign == "-" else 1) * power * factor == number
+
+        def meaning(role: str, part: Locator = part) -> str:
+            return part.locator(f"[data-role={role}] .mp-meaning").text_content() or ""
+
+        power_text, binade = meaning("exponent").replace("−", "-").split(" = ")
+        assert re.fullmatch(rf"{exponent} - {bias}", power_text)
+        assert 2.0 ** int(binade) == power
+        hidden = (part.locator(".mp-hidden-bit").text_content() or "").removesuffix(".")
+        mantissa = meaning("mantissa")
+        parts, of = (0, 1) if mantissa == "no bits" else map(int, mantissa.split("/"))
+        assert (int(hidden) + parts / of) * power == abs(number)
+
+
+@pytest.mark.browser
+def test_what_is_pressed_is_what_is_chosen(open_explorer: OpenExplorer) -> None:
+    for explorer, part in shown(open_shown(open_explorer)):
+        bits_of = part.locator(".mp-bit")
+        pressed = "(bits) => bits.every((b) => b.ariaPressed === String(b.textContent === '1'))"
+        assert bits_of.evaluate_all(pressed)
+        chosen = part.locator(".mp-table button[aria-pressed=true]").all_text_contents()
+        assert chosen == [explorer.format.name] * (explorer.format.name in FORMATS)
+
+
+@pytest.mark.browser
+def test_the_number_line_says_what_was_typed_and_what_it_became(
+    open_explorer: OpenExplorer,
+) -> None:
+    page = open_explorer(FloatExplorer(0.3, "float4_e2m1fn"))
+    labels = page.locator(".mp-marker-label")
+    expect(labels).to_have_text(["0.5", "typed 0.3"])
+    type_number(page, "2")
+    expect(labels).to_have_text(["2"])
+
+
+def ends_of_view(page: Page) -> tuple[float, float]:
+    low, high = re.fullmatch(r"Number line from (\S+) to (\S+), \w+", view(page)).groups()  # type: ignore[union-attr]
+    return as_number(low), as_number(high)
+
+
+@pytest.mark.browser
+def test_panning_and_zooming_go_the_way_that_they_say(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(FloatExplorer(1.0, "float8_e4m3fn"))
+    stage = page.locator(".mp-stage")
+
+    def button(name: str) -> Any:
+        return lambda: page.get_by_role("button", name=name).click()
+
+    def key(name: str) -> Any:
+        return lambda: stage.press(name)
+
+    def wheel(by: int) -> Any:
+        return lambda: stage.evaluate(
+            "(el, y) => el.dispatchEvent(new WheelEvent('wheel', {deltaY: y, ctrlKey: true}))",
+            by,
+        )
+
+    for act, up in [(button("pan right"), 1), (button("pan left"), -1), (key("ArrowRight"), 1),
+                    (key("ArrowLeft"), -1), (lambda: drag(page, stage, (-100, 0)), 1),
+                    (lambda: drag(page, stage, (100, 0)), -1)]:  # fmt: skip
+        before = ends_of_view(page)
+        act()
+        assert all(
+            (new - old) * up > 0 for old, new in zip(before, ends_of_view(page), strict=True)
+        )
+    for act, wider in [(button("zoom out"), 1), (button("zoom in"), -1), (key("-"), 1),
+                       (key("+"), -1), (wheel(200), 1), (wheel(-200), -1)]:  # fmt: skip
+        before = ends_of_view(page)
+        act()
+        after = ends_of_view(page)
+        assert ((after[1] - after[0]) - (before[1] - before[0])) * wider > 0
+
+
+LINE = """(line) => {
+  const at = (part) => Number(part.getAttribute("x") ?? part.getAttribute("x1"));
+  const all = (kind) => [...line.querySelectorAll(kind)];
+  return {
+    pixels: line.querySelector("svg").viewBox.baseVal.width,
+    labels: all(".mp-axis-label").map((label) => [at(label), label.textContent]),
+    overflow: all(".mp-zone-overflow").map((zone) => [at(zone), at(zone) + Number(zone.getAttribute("width"))]),
+    ticks: line.querySelector(".mp-ticks").getAttribute("d").split("M").length - 1,
+    skyline: line.querySelector(".mp-skyline").getAttribute("d"),
+  };
+}"""  # noqa: E501
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scale", ["linear", "logarithmic"])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (0.1, "float16"), (-3.0, "float4_e2m1fn"), (65519.0, "float16"), (460.0, "float8_e4m3fn"),
+        (3e-9, "float16"), (1e-30, "bfloat16"), (0.0, "float8_e5m2"), (0.3, "float8_e8m0fnu"),
+    ],
+)  # fmt: skip
+def test_labels_and_the_end_of_the_format_stand_where_they_should(
+    open_explorer: OpenExplorer, value: float, name: str, scale: str
+) -> None:
+    format = ALL[name]
+    page = open_explorer(FloatExplorer(value, format))
+    if scale == "logarithmic":
+        page.get_by_role("button", name="show the whole range").click()
+    unit = 2.0**format.lowest_binade
+
+    def drawn(x: float) -> float:
+        """Its place on an axis with one unit per binade outside of the subnormals."""
+        if scale == "linear":
+            return x
+        return math.copysign(abs(x) / unit if abs(x) <= unit else 1 + math.log2(abs(x) / unit), x)
+
+    found = page.locator(".mp-line").evaluate(LINE)
+    low, high = map(drawn, ends_of_view(page))
+
+    def pixel(x: float) -> float:
+        return float((drawn(x) - low) / (high - low) * found["pixels"])
+
+    assert len(found["labels"]) >= 2
+    for x, text in found["labels"]:
+        assert pixel(as_number(text)) == pytest.approx(x, abs=2), text
+    limit = format.max + float(ulp(torch.tensor(format.max, dtype=torch.float64), format)) / 2
+    if 0 < pixel(limit) < found["pixels"]:
+        assert found["overflow"][0] == pytest.approx([pixel(limit), found["pixels"]], abs=2)
+    else:
+        assert [zone for zone in found["overflow"] if zone[1] == found["pixels"]] == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("value", [0.0, -1.5, 3.0])
+def test_every_number_of_the_format_has_a_tick(open_explorer: OpenExplorer, value: float) -> None:
+    format = ALL["float4_e2m1fn"]
+    page = open_explorer(FloatExplorer(value, format))
+    found = page.locator(".mp-line").evaluate(LINE)
+    low, high = ends_of_view(page)
+    numbers = {decode(code, format) for code in range(2**format.bits)}
+    assert found["skyline"] == ""
+    assert found["ticks"] == sum(low < number <= high for number in numbers)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("label", "typed", "becomes"),
+    [
+        ("Exponent bits", "99", "8"), ("Exponent bits", "1", "2"), ("Exponent bits", "", "2"),
+        ("Mantissa bits", "99", "23"), ("Mantissa bits", "0", "1"), ("Mantissa bits", "-4", "1"),
+    ],
+)  # fmt: skip
+def test_the_readers_own_format_is_always_one(
+    open_explorer: OpenExplorer, label: str, typed: str, becomes: str
+) -> None:
+    page = open_explorer(FloatExplorer(0.3))
+    page.get_by_label("Format").select_option("custom")
+    page.get_by_label(label).fill(typed)
+    page.get_by_label(label).press("Enter")
+    expect(page.get_by_label(label)).to_have_value(becomes)
+    exponent, mantissa = (
+        int(page.get_by_label(f"{name} bits").input_value()) for name in ("Exponent", "Mantissa")
+    )
+    own = FloatFormat("custom", exponent, mantissa)
+    assert int(bits(page), 2) == encode(0.3, own, overflow="inf")
 
 
 ZOOM_EVERYWHERE = """() => [...document.querySelectorAll(".mp-line")].flatMap((line, n) => {

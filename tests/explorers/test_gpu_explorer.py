@@ -229,6 +229,76 @@ def test_the_words_say_how_far_from_a_data_sheet_the_best_is() -> None:
     )
 
 
+# --- What was measured, in tables -----------------------------------------------------------------
+
+
+def test_tables_say_how_many_times_as_fast_as_float32() -> None:
+    wide = "{ n: 64, name: 'float32', ms: 4, low: 3, high: 5, gflops: 50, error: 2e-7 }"
+    half = "{ n: 64, name: 'float16', ms: 1.6, low: 1, high: 2, gflops: 90, error: 0 }"
+    products = of_rows(f"m.productTable([{wide}, {half}]).body")
+    assert products == [
+        ["64, float32", "4 ms (3 to 5)", "50", "1", "2e−7"],
+        ["64, float16", "1.6 ms (1 to 2)", "90", "2.5", "0"],
+    ]
+    timed = "{ low: 0.1, high: 9 }"
+    body = of_rows(f"m.streamTable(streams.map((row) => ({{ ...{timed}, ...row }}))).body")
+    assert [row[2:] for row in body] == [["10", "1"], ["12", "2.4"]]
+
+
+STEPS = """(losses, rest = {}) => losses.map((loss, i) =>
+  ({ loss, updates: 100, lost: i < 5 ? 100 : 25, zero: 2405, ...rest }))"""
+
+
+def test_a_trainings_row_is_the_mean_of_its_last_fifty_steps() -> None:
+    losses = [9.0] * 30 + [1.5] * 50
+    code = f"""((steps) => m.trainingTable([
+      {{ name: "a", seen: steps({losses}), broken: null }},
+      {{ name: "b", seen: steps({[2.0] * 40}), broken: 7 }},
+      {{ name: "c", seen: [], broken: null }},
+    ], 10, 0.03))({STEPS})"""
+    table = evaluated("gpu_explorer", code)
+    parameters = evaluated("gpu_training", "m.PARAMETERS")
+    zero = f"{100 * 2405 / parameters:.0f}%"
+    assert table["body"] == [["a", "1.5", "25%", zero], ["b", "NaN at step 7", "–", zero]]
+    assert table["caption"].startswith("After 80 steps with learning rate 0.03 and loss scale 2^10")
+
+
+def test_a_curve_is_the_mean_of_five_steps_and_ends_before_it_breaks() -> None:
+    code = f"m.points(({STEPS})([2, 1, 0, 2, 1, 0, NaN, 1]), 100, 640)"
+    found = np.array(evaluated("gpu_explorer", code))
+    means = np.array([2, 1.5, 1, 1.25, 1.2, 0.8])
+    assert np.allclose(found[:, 1], 190 - means / 2.6 * 178)
+    assert np.allclose(np.diff(found[:, 0]), (640 - 34) / 100) and found[0, 0] == 26
+
+
+CLOCKED = """await (async () => {
+  let now = 0n, round = 0, cost = 0n;
+  const ticks = [0n, 0n];
+  const encoder = () => ({
+    beginComputePass: ({ timestampWrites }) => {
+      ticks[0] = now;
+      return { setPipeline(kernel) { cost = kernel.cost(round); }, setBindGroup() {},
+        dispatchWorkgroups() { now += cost; }, end() { ticks[1] = now; round += 1; } };
+    },
+    resolveQuerySet() {}, copyBufferToBuffer() {}, finish() {},
+  });
+  const buffer = ({ size }) => ({ size, destroy() {}, mapAsync: async () => {},
+    getMappedRange: () => new BigUint64Array(ticks).buffer });
+  const device = { createCommandEncoder: encoder, createBuffer: buffer, createQuerySet: () => ({}),
+    queue: { submit() {}, writeBuffer() {} } };
+  const g = { clock: true, device, lost: null };
+  const kernel = (cost) => ({ pipeline: { cost }, group: {}, grid: [1] });
+  const kernels = [kernel(() => 20_000_000n), kernel((round) => BigInt(1 + round) * 1_000_000n + 50_000_000n)];
+  return m.compare(g, kernels, { throwIfAborted() {} });
+})()"""  # noqa: E501
+
+
+def test_a_kernels_time_is_the_median_of_its_rounds_by_the_gpus_clock() -> None:
+    steady, slowing = evaluated("gpu", CLOCKED)
+    assert steady == {"ms": 20, "low": 20, "high": 20}
+    assert slowing["high"] - slowing["ms"] == slowing["ms"] - slowing["low"] == 4
+
+
 # --- The page, on Chromium's software adapter -----------------------------------------------------
 
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
@@ -292,6 +362,14 @@ def test_a_whole_run_from_disk_and_its_text(open_explorer: OpenExplorer) -> None
     expect(section.nth(1).locator("tbody tr")).to_have_count(4)
     expect(section.nth(1)).to_contain_text("128, float32")
     expect(section.nth(1)).to_contain_text("The best of each: ")
+    rows = section.nth(1).locator("tbody tr")
+    cells = [[*row.locator("th").all_text_contents(), *row.locator("td").all_text_contents()]
+             for row in rows.all()]  # fmt: skip
+    for name, time, rate, _, *rest in cells:
+        seconds, n = float(time.split()[0]) / 1e3, int(name.split(",")[0]) if rest else 0
+        width = 4 if name == "float32" else 2
+        done = 2 * n**3 if rest else 3 * width * SMALL["elements"]  # reads x and y, writes y
+        assert float(rate) * 1e9 * seconds == pytest.approx(done, rel=0.02), name
     assert section.nth(1).locator(".mp-roofs circle").count() == 4
     section.nth(1).get_by_role("combobox", name="Roof").select_option("T4")
     expect(section.nth(1)).to_contain_text("Of the data sheet of T4: ")
@@ -300,6 +378,9 @@ def test_a_whole_run_from_disk_and_its_text(open_explorer: OpenExplorer) -> None
     assert "NaN" not in drawing.inner_html()
     expect(section.nth(2).locator("tbody tr")).to_have_count(3)
     expect(section.nth(2).locator("caption")).to_contain_text("After 20 steps")
+    trained = section.nth(2).locator("tbody tr")
+    for row in trained.all():
+        assert 0.2 < float(row.locator("td").first.inner_text()) < 2.6  # log(10) is 2.3
     assert page.locator(".mp-curve-master").get_attribute("d")
     expect(page.locator(".mp-explorer")).to_contain_text("This is a software adapter")
     page.get_by_role("button", name="Copy as text").click()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from random import Random
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 import torch
 from accessibility import serious_violations
 from explorer_pages import (
+    Axis,
     LoadModule,
     OpenExplorer,
     drag,
+    drawn_bars,
+    drawn_ends,
+    numbers_of,
     random_histogram,
     twin,
 )
@@ -179,10 +185,71 @@ def test_the_slider_by_keyboard(open_explorer: OpenExplorer) -> None:
     page.keyboard.press("0")
     expect(slider(page)).to_have_value("0")
     page.keyboard.press("Control+m")
+    expect(slider(page)).to_have_value("0")
     page.keyboard.press("Home")
     expect(slider(page)).to_have_value("-16")
     expect(page.get_by_text("Loss scale 2⁻¹⁶ = 0.0000152587890625")).to_be_visible()
     assert page.locator(".mp-words").get_attribute("aria-live") == "polite"
+
+
+@pytest.mark.browser
+def test_the_slider_says_what_fits_at_both_ends_of_the_window(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(explorer())
+    low, high = explorer().window() or (0, 0)
+    for exponent in (low - 1, low, high, high + 1):
+        slider(page).fill(str(exponent))
+        fits = "fits" if low <= exponent <= high else "does not fit"
+        expect(slider(page)).to_have_attribute("aria-valuetext", re.compile(rf", {fits}$"))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("format", ["float16", "float8_e4m3fn", "bfloat16"])
+@pytest.mark.parametrize("tensor", ["activation gradients", "wide ones"])
+def test_bars_and_the_ends_of_the_format_stand_where_they_should(
+    open_explorer: OpenExplorer, format: str, tensor: str
+) -> None:
+    f, found = FORMATS[format], explorer(format=format, tensor=tensor)
+    page = open_explorer(found)
+    chart = page.locator(".mp-chart svg")
+    binades = dict(GRADIENTS if tensor == "activation gradients" else WIDE)["binades"]
+    most = max(count for _, count in binades)
+    for exponent in (0, 7, -16, 32):
+        slider(page).fill(str(exponent))
+        said_exponent = f"times 2{superscript(exponent)} over the range of {format}"
+        expect(chart).to_have_attribute("aria-label", f"Histogram of {tensor} {said_exponent}")
+        labels = numbers_of(chart)
+        axis = Axis([math.log2(n) for *_, n in labels], [x for x, *_ in labels])
+        bars = drawn_bars(chart)
+        step = axis.pixel(1) - axis.pixel(0)
+        assert len(bars) == len(binades)
+        found.exponent = exponent
+        for (binade, count), (fate, left, _, height, width) in zip(binades, bars, strict=True):
+            assert left == pytest.approx(axis.pixel(binade + exponent), abs=1)
+            assert width == pytest.approx(step, abs=1.1)
+            assert height == pytest.approx(max(2, 168 * count / most), abs=0.1)
+            scaled = 2.0 ** (binade + exponent)
+            if scaled < 2.0 ** (f.lowest_binade - f.mantissa_bits - 1):
+                assert fate == "underflow"
+            elif scaled < f.smallest_normal:
+                assert fate == "subnormal"
+            elif 2 * scaled <= f.max:
+                assert fate == "normal"
+            elif scaled > f.max:
+                assert fate == "overflow"
+        ends = drawn_ends(chart)
+        survives, normal = f.lowest_binade - f.mantissa_bits - 1, f.lowest_binade
+        over = math.floor(math.log2(f.max)) + 1
+        for name, low, high in (("subnormal", survives, normal), ("normal", normal, over)):
+            assert ends[name] == pytest.approx((axis.pixel(low), axis.pixel(high)), abs=1)
+        assert ends["zero"] == pytest.approx((0, axis.pixel(survives)), abs=1)
+        assert ends["over"][0] == pytest.approx(axis.pixel(over), abs=1)
+    beyond = {"infinity", "overflow"} & {*chart.locator(".mp-zone-label").all_text_contents()}
+    wide = ends["over"][1] - ends["over"][0] > 100  # else there is no room for the word
+    assert beyond == ({"infinity" if f.has_inf else "overflow"} if wide else set())
+
+
+def superscript(n: int) -> str:
+    return str(n).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
 
 
 @pytest.mark.browser

@@ -17,7 +17,8 @@ from mpbook.cost.memory_plan import plan_memory
 from mpbook.cost.parallelism import STRATEGIES
 from mpbook.decoder import DecoderConfig
 from mpbook.explorers import MemoryExplorer
-from mpbook.explorers.memory_explorer import LONGEST, MODELS, WAYS, size
+from mpbook.explorers.census import percent
+from mpbook.explorers.memory_explorer import LARGEST, LONGEST, MODELS, WAYS, size
 from mpbook.models import GPTConfig
 from mpbook.optimizers import OPTIMIZERS
 
@@ -323,6 +324,27 @@ def test_numbers_out_of_range_are_brought_back(open_explorer: OpenExplorer) -> N
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize(
+    ("label", "least", "most"),
+    [
+        ("Ranks", 1, LARGEST["ranks"]), ("tokens of each", 1, LARGEST["sequence"]),
+        ("accumulation steps", 1, LARGEST["accumulation_steps"]), ("batch", 1, LARGEST["batch"]),
+        ("Blocks", 1, 200), ("Vocabulary", 1, 300_000), ("Width", 64, 16384),
+    ],
+)  # fmt: skip
+def test_every_number_has_its_ends(
+    open_explorer: OpenExplorer, label: str, least: int, most: int
+) -> None:
+    page = open_explorer(MemoryExplorer())
+    field = page.get_by_label(label, exact=True)
+    for typed, value in ((str(10**9), most), ("0", least), ("-3", least)):
+        field.fill(typed)
+        field.press("Enter")
+        expect(field).to_have_value(str(value))
+    assert "NaN" not in said(page).inner_text()
+
+
+@pytest.mark.browser
 def test_a_long_sequence_lengthens_the_context(open_explorer: OpenExplorer) -> None:
     page = open_explorer(MemoryExplorer())
     time = page.get_by_label("tokens of each")
@@ -347,12 +369,39 @@ def test_the_tables_list_parts_and_devices(open_explorer: OpenExplorer) -> None:
     assert parts.locator("tbody td:nth-child(2)").all_text_contents() == list(
         map(size, at_peak.values())
     )
+    shares = [percent(count / explorer.plan.peak) for count in at_peak.values()]
+    assert parts.locator("tbody td:nth-child(3)").all_text_contents() == shares
     found = explorer.largest_batches()
     assert fits.locator("tbody th").all_text_contents() == list(found)
     yes = ["yes" if explorer.batch <= largest else "no" for largest in found.values()]
     assert fits.locator("tbody td:nth-child(2)").all_text_contents() == yes
     batches = list(map(str, found.values()))
     assert fits.locator("tbody td:nth-child(3)").all_text_contents() == batches
+
+
+@pytest.mark.browser
+def test_every_part_has_a_colour_of_its_own(open_explorer: OpenExplorer) -> None:
+    explorers = [
+        MemoryExplorer("GPT-2 355M", 16),
+        MemoryExplorer("GPT-2 1.5B", 1, accumulation_steps=2, ranks=8, strategy="ddp"),
+        MemoryExplorer("GPT-2 124M", 1, sequence=1, precision="bf16-true, kahan summation"),
+        MemoryExplorer("Llama 3 8B", 4, ranks=8, strategy="zero2", precision="bf16-mixed"),
+        MemoryExplorer("Llama 3 8B", 1, sequence=8, ranks=512, accumulation_steps=2),
+    ]
+    page = open_explorer(*explorers)
+    page.add_style_tag(content=":root { --pst-color-primary: #0a7d91 }")  # a theme's accent
+    colours: dict[str, set[str]] = {}
+    for explorer, part in zip(explorers, page.locator(".mp-explorer").all(), strict=True):
+        names = [name for name, count in explorer.plan.at_peak.items() if count]
+        for kind, style in ((".mp-swatch", "backgroundColor"), (".mp-bytes", "fill")):
+            seen = part.locator(kind).evaluate_all(
+                "(all, style) => all.map((one) => getComputedStyle(one)[style])", style
+            )
+            for name, colour in zip(names, seen, strict=True):
+                colours.setdefault(name, set()).add(colour)
+    assert {"gathered weights", "reduce buffers", "activations", "optimizer state"} <= set(colours)
+    assert all(len(seen) == 1 for seen in colours.values()), colours
+    assert len(set.union(*colours.values())) == len(colours), colours
 
 
 @pytest.mark.browser
@@ -363,6 +412,17 @@ def test_the_bar_has_a_part_for_each_category(open_explorer: OpenExplorer) -> No
         ".mp-bytes", "parts => parts.map((r) => Number(r.getAttribute('width')))"
     )
     counts = [count for count in explorer.plan.at_peak.values() if count]
+    chart = page.locator(".mp-chart svg")
+    marks = [
+        (float(mark.get_attribute("x") or 0), (mark.text_content() or "").removesuffix(" GiB"))
+        for mark in chart.locator("text").all()
+    ]
+    assert len(marks) >= 2
+    for x, gib in marks[:-1]:  # the last may be moved into the picture
+        assert x / sum(widths) == pytest.approx(float(gib) * 2**30 / sum(counts), rel=0.01)
+    assert chart.get_attribute("aria-label") == (
+        f"{size(explorer.plan.peak)} at the peak, in parts that the table lists"
+    )
     assert [w / sum(widths) for w in widths] == pytest.approx(
         [c / sum(counts) for c in counts], abs=0.002
     )
@@ -385,6 +445,14 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
     expect(page.locator(".mp-static figcaption")).to_have_text(repr(MemoryExplorer()))
     row = page.locator(".mp-static tr", has_text="activations")
     assert row.locator("td").all_text_contents() == ["4.11 GiB"]
+    explorer = MemoryExplorer()
+    wanted = [f"{name}, beside the peak (stated by others)" for name in BESIDE_ON_CUDA]
+    wanted += explorer.largest_batches()
+    rows = page.locator(".mp-static tr")
+    heads, cells = (rows.locator(tag).all_text_contents() for tag in ("th", "td"))
+    assert heads[-len(wanted) :] == wanted
+    batches = [f"batch {batch}" for batch in explorer.largest_batches().values()]
+    assert cells[-len(batches) :] == batches
 
 
 # --- The widget in the kernel ------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 from explorer_pages import LoadModule
@@ -65,6 +66,22 @@ def test_the_largest_number_of_a_format_equals_pythons(load_module: LoadModule) 
 def test_powers_are_set_as_superscripts(load_module: LoadModule) -> None:
     page = load_module("kit")
     assert page.evaluate("m.powers('2^-16 to 2^30.')") == "2⁻¹⁶ to 2³⁰."
+
+
+@pytest.mark.browser
+def test_an_axis_has_two_round_numbers_at_least_and_not_many(load_module: LoadModule) -> None:
+    random = Random(0)
+    ends = [(0.0, high) for high in (1.0, 3e-8, 256.0, 1000.0, 65504.0, 999.9999999999999)]
+    for _ in range(2000):
+        low = random.choice([0.0, -1.0, 1.0]) * random.random() * 10.0 ** random.randint(-9, 9)
+        ends.append((low, low + (0.1 + random.random()) * (abs(low) or 1)))
+    found = load_module("kit").evaluate("(ends) => ends.map((e) => m.niceSteps(...e))", ends)
+    for (low, high), steps in zip(ends, found, strict=True):
+        assert 2 <= len(steps) <= 6, (low, high, steps)
+        assert low <= steps[0] and steps[-1] <= high
+        step = (steps[-1] - steps[0]) / (len(steps) - 1)
+        assert float(f"{step:.6e}"[0:8]) in (1, 2, 5)
+        assert steps == pytest.approx([steps[0] + k * step for k in range(len(steps))])
 
 
 def test_colours_of_formats_are_those_of_the_plots() -> None:

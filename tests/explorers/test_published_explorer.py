@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 from random import Random
 from typing import Any
 
 import pytest
 from accessibility import serious_violations
-from explorer_pages import LoadModule, OpenExplorer, twin
+from explorer_pages import Axis, LoadModule, OpenExplorer, numbers_of, twin
 from playwright.sync_api import Page, expect
 
 from mpbook.evidence.published import Figures, published
@@ -132,6 +134,100 @@ def test_nothing_found_says_so_and_leaves_no_dot(open_explorer: OpenExplorer) ->
     expect(page.locator(".mp-words")).to_have_text(NONE)
     assert page.locator(".mp-dot").count() == 0
     expect(page.get_by_role("button", name="higher")).to_be_disabled()
+
+
+FOREST = """(svg) => {
+  const all = (kind) => [...svg.querySelectorAll(kind)];
+  return {
+    rows: all(".mp-row-label").map((label) => label.textContent),
+    medians: all(".mp-median").map((line) => [line.x1.baseVal.value, line.dataset.hue]),
+    votes: all(".mp-vote").map((path) => Number(path.getAttribute("d").match(/M(\\S+)/)[1]) + 5),
+    dots: all(".mp-dot").map((dot) => [dot.dataset.id, dot.cx.baseVal.value, dot.cy.baseVal.value, dot.dataset.hue]),
+  };
+}"""  # noqa: E501
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_every_dot_median_and_vote_stands_at_its_ratio(
+    open_explorer: OpenExplorer, quantity: str
+) -> None:
+    explorer = PublishedExplorer(quantity)
+    svg = open_explorer(explorer).locator(".mp-forest svg")
+    labels = numbers_of(svg)
+    axis = Axis([math.log(n) for *_, n in labels], [x for x, *_ in labels])
+    found = svg.evaluate(FOREST)
+    rows = {row["id"]: row for row in explorer.rows if row["quantity"] == quantity}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.values():
+        groups.setdefault(f"{row['generation']}, over {row['baseline']}", []).append(row)
+    counted = [f"{name} ({len(group)})" for name, group in groups.items()]
+    assert sorted(found["rows"]) == sorted(counted)
+    assert sorted(one[0] for one in found["dots"]) == sorted(rows)
+    for name, x, _, hue in found["dots"]:
+        assert x == pytest.approx(axis.pixel(math.log(rows[name]["ratio"])), abs=1)
+        assert hue == hue_of(rows[name]["baseline"])
+    for said, (median, hue), vote in zip(
+        found["rows"], found["medians"], found["votes"], strict=True
+    ):
+        group = groups[re.sub(r" \(\d+\)$", "", said)]
+        sources = {row["source"] for row in group}
+        each = [[r["ratio"] for r in group if r["source"] == source] for source in sources]
+        middle = statistics.median(row["ratio"] for row in group)
+        assert median == pytest.approx(axis.pixel(math.log(middle)), abs=1)
+        assert hue == hue_of(group[0]["baseline"])
+        one_vote = statistics.median(map(statistics.median, each))
+        assert vote == pytest.approx(axis.pixel(math.log(one_vote)), abs=1)
+    noun = ("published ratio", "row")
+    sizes = (len(rows), len(groups))
+    parts = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in zip(sizes, noun, strict=True)]
+    expect(svg).to_have_attribute("aria-label", f"Forest plot of {' in '.join(parts)}")
+
+
+def hue_of(baseline: str) -> str:
+    """The format whose colour a baseline has."""
+    return {"float32": "float32", "TF32": "tfloat32", "16 bits": "bfloat16"}.get(baseline, "other")
+
+
+def test_every_baseline_with_a_colour_is_one() -> None:
+    baselines = {row["baseline"] for row in PublishedExplorer().rows}
+    assert {"float32", "TF32", "16 bits"} <= baselines
+
+
+@pytest.mark.browser
+def test_the_source_of_each_figure_is_told_whole(open_explorer: OpenExplorer) -> None:
+    figures = [published(quantity=quantity).compared.rows[0] for quantity in QUANTITIES]
+    explorers = [PublishedExplorer(f.quantity, chosen=f.id) for f in figures]
+    page = open_explorer(*explorers)
+    for figure, source in zip(figures, page.locator(".mp-source").all(), strict=True):
+        expect(source).to_contain_text(
+            f"{figure.model}, {figure.hardware}, {figure.year or 'not stated'}. "
+            f"From {figure.precision_a} to {figure.precision_b}: {figure.value_a:g} to "
+            f"{figure.value_b:g} {figure.unit}. Published by {figure.source}, "
+        )
+
+
+@pytest.mark.browser
+def test_filters_offer_what_is_there_and_years_in_order(open_explorer: OpenExplorer) -> None:
+    explorer = PublishedExplorer(generation="Ampere")
+    page = open_explorer(explorer)
+    rows = [row for row in explorer.rows if row["quantity"] == "speed"]
+    assert select(page, "GPU").input_value() == "Ampere"
+    for label, field in (("Year", "year"), ("GPU", "generation"), ("Model", "kind_of_model")):
+        offered = select(page, label).locator("option").all_text_contents()
+        values = list(dict.fromkeys(row[field] for row in rows))
+        assert offered == ["all", *(sorted(values) if field == "year" else values)]
+
+
+@pytest.mark.browser
+def test_one_cannot_step_below_the_lowest(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(PublishedExplorer("batch", generation="Volta"))
+    lower, higher = (page.get_by_role("button", name=name) for name in ("lower", "higher"))
+    expect(lower).to_be_enabled()
+    higher.click()
+    expect(lower).to_be_disabled()
+    higher.click()
+    expect(lower).to_be_enabled()
 
 
 DRAWN = """() => {

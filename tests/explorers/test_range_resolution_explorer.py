@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from random import Random
 from typing import Any
 
@@ -11,9 +13,13 @@ import pytest
 import torch
 from accessibility import serious_violations
 from explorer_pages import (
+    Axis,
     LoadModule,
     OpenExplorer,
     drag,
+    drawn_bars,
+    drawn_ends,
+    numbers_of,
     random_histogram,
     twin,
 )
@@ -264,6 +270,41 @@ def test_a_row_for_each_tensor(open_explorer: OpenExplorer) -> None:
     )
     page.get_by_role("button", name="bfloat16").click()
     expect(strips.nth(2).locator(".mp-shares")).to_contain_text("0% to zero, 0% subnormal")
+
+
+@pytest.mark.browser
+def test_every_strip_stands_over_the_same_axis(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(explorer())
+    for preset in PRESETS:
+        page.get_by_role("button", name=preset.name, exact=True).click()
+        expect(said(page)).to_contain_text(f"{preset.name},")
+        labels = numbers_of(page.locator(".mp-chart > svg").last)
+        axis = Axis([math.log2(n) for *_, n in labels], [x for x, *_ in labels])
+        survives = preset.lowest_binade - preset.mantissa_bits - 1
+        for tensor, strip in zip(
+            TENSORS.values(), page.locator(".mp-tensor svg").all(), strict=True
+        ):
+            lefts = [left for _, left, *_ in drawn_bars(strip)]
+            binades = sorted(binade for binade, _ in tensor["binades"])
+            assert lefts == pytest.approx([axis.pixel(binade) for binade in binades], abs=1)
+            zero = drawn_ends(strip).get("zero", (0.0, 0.0))
+            assert zero[1] == pytest.approx(max(0, axis.pixel(survives)), abs=1)
+
+
+@pytest.mark.browser
+def test_a_note_that_names_an_end_names_the_right_one(open_explorer: OpenExplorer) -> None:
+    fnuz = [FORMATS["float8_e4m3fnuz"], FORMATS["float8_e5m2fnuz"]]
+    formats = [*PRESETS, *fnuz]
+    page = open_explorer(*map(explorer, formats))
+    notes = page.locator(".mp-words .mp-hint").all_text_contents()
+    named = 0
+    for format, note in zip(formats, notes, strict=True):
+        for end in re.findall(r"(?:it ends at|it reaches) (\d+)", note):
+            assert float(end) == format.max
+            named += 1
+        for bias in re.findall(r"bias is (\d+)", note):
+            assert int(bias) == format.bias
+    assert named >= 3
 
 
 DRAW_ALL = """async () => {

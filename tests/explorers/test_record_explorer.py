@@ -210,15 +210,35 @@ def test_what_the_recorder_writes_passes_and_says_what_python_says(
     assert len(found) == 3
 
 
+def products() -> Record:
+    """Of three sizes, one without a stated peak."""
+    results = [
+        {"seconds": [seconds], "flops": 100, "stated_peak": peak}
+        for seconds, peak in ((1.0, 400.0), (0.5, 400.0), (0.8, 400.0), (0.1, None))
+    ]
+    cases = [case(format="bfloat16", n=n, results=one) for n, one in enumerate(results)]
+    return throughput(experiment="matmul_ladder", cases=cases)
+
+
+def held() -> Record:
+    cases = [
+        case(precision=name, batch=1, results={"peak": peak, "memory": {"a": 30, "b": 70}})
+        for name, peak in (("32-true", None), ("bf16-mixed", 83))
+    ]
+    return throughput(experiment="gpt2_memory", cases=cases)
+
+
 @pytest.mark.browser
-def test_values_are_those_of_python(load_module: LoadModule, tmp_path: Path) -> None:
-    record = throughput()
+@pytest.mark.parametrize("made", [throughput, products, held])
+def test_values_are_those_of_python(load_module: LoadModule, tmp_path: Path, made: Any) -> None:
+    record = made()
     source = file_of(record, tmp_path).read_text("utf-8")
-    overlays = [o.as_dict() for o in OVERLAYS]
+    lines = [o for o in OVERLAYS if o.experiment == record.experiment]
+    overlays = [o.as_dict() for o in lines]
     texts = load_module("record").evaluate(
         "([s, all]) => all.map((o) => m.valueText(m.load('x', s, 1).record, o))", [source, overlays]
     )
-    assert texts == [o.text(record) for o in OVERLAYS]
+    assert texts == [o.text(record) for o in lines] and texts
 
 
 BAD = {
@@ -254,6 +274,91 @@ def test_parts_that_a_record_lacks_are_noticed(load_module: LoadModule) -> None:
     source = json.dumps({**content, "digest": digest.hexdigest()})
     found = load_module("record").evaluate("(s) => m.load('x.json', s, 1)", source)
     assert found["problem"] == "x.json: its parts are not those that a record has."
+
+
+WHOLE = throughput()
+SPOILT: dict[str, dict[str, Any]] = {
+    "a provenance with more": {"provenance": {**dataclasses.asdict(GPU), "colour": "green"}},
+    "a provenance with less": {"provenance": {"device": "NVIDIA T4"}},
+    "cases that are none": {"cases": {"a": 1}},
+    "a case that is none": {"cases": [7]},
+    "a case without a status": {"cases": [{**WHOLE.cases[0], "status": 1}]},
+    **{
+        f"a case without {name}": {
+            "cases": [{key: value for key, value in WHOLE.cases[0].items() if key != name}]
+        }
+        for name in ("case", "results", "seconds")
+    },
+    "seconds in words": {"seconds": "2.5"},
+}
+
+
+def signed(content: dict[str, Any]) -> str:
+    """A file whose digest is right."""
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps({**content, "digest": hashlib.sha256(plain.encode()).hexdigest()})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", [None, *SPOILT])
+def test_a_part_that_is_wrong_is_noticed_though_the_digest_is_right(
+    kind: str | None, load_module: LoadModule, tmp_path: Path
+) -> None:
+    content = json.loads(file_of(WHOLE, tmp_path).read_text("utf-8"))
+    del content["digest"]
+    source = signed(content | (SPOILT[kind] if kind else {}))
+    found = load_module("record").evaluate("(s) => m.load('x.json', s, 1)", source)
+    problem = "x.json: its parts are not those that a record has."
+    assert found.get("problem") == (problem if kind else None)
+
+
+@pytest.mark.browser
+def test_a_drag_over_the_box_is_not_the_browsers(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(RecordExplorer(OVERLAYS))
+    left = """() => ["dragover", "drop"].map((name) => {
+      const event = new DragEvent(name, {dataTransfer: new DataTransfer(), cancelable: true});
+      return document.querySelector(".mp-drop").dispatchEvent(event);
+    })"""
+    assert page.evaluate(left) == [False, False]  # else the page would give way to the file
+
+
+@pytest.mark.browser
+def test_a_record_takes_its_lines_and_gives_them_back(
+    open_explorer: OpenExplorer, tmp_path: Path
+) -> None:
+    explorer = RecordExplorer(OVERLAYS)
+    page = open_explorer(explorer)
+    known = page.locator(".mp-explorer > div > .mp-wide tbody th")
+    labels = [overlay.label for overlay in OVERLAYS]
+    expect(known).to_have_text(labels)
+    path = file_of(WHOLE, tmp_path)
+    give(page, path)
+    expect(known).to_have_text(labels[3:])
+    expect(page.locator(".mp-record")).to_contain_text(explorer.experiments["gpt2_throughput"])
+    assert page.locator("input[type=file]").input_value() == ""  # the same file can be given again
+    page.get_by_role("button", name="Take it away").click()
+    expect(page.locator(".mp-words")).to_have_text(
+        "gpt2_throughput, recorded on NVIDIA T4, 2027-01-02: taken away."
+    )
+    expect(known).to_have_text(labels)
+
+
+@pytest.mark.browser
+def test_what_is_not_known_of_a_record_is_said(load_module: LoadModule) -> None:
+    provenance = {**dataclasses.asdict(GPU), "driver": None, "commit": "unknown"}
+    said = load_module("record_explorer").evaluate("(p) => m.origin({provenance: p})", provenance)
+    assert "CUDA 13.0, driver not known," in said
+    assert "not from a repository. Schema" in said
+
+
+@pytest.mark.browser
+def test_times_have_three_digits(open_explorer: OpenExplorer, tmp_path: Path) -> None:
+    times = {0.25: "250 ms", 0.0123456: "12.3 ms", 0.000451: "0.451 ms", 12.3456: "12346 ms"}
+    cases = [case(n=n, results={"seconds": [s]}) for n, s in enumerate(times)]
+    page = open_explorer(RecordExplorer(OVERLAYS))
+    give(page, file_of(throughput(cases=cases), tmp_path))
+    page.get_by_text("All 4 cases").click()
+    expect(page.locator("details tbody td:last-child")).to_have_text([*times.values()])
 
 
 # --- The page without a kernel --------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accessibility import serious_violations
-from explorer_pages import LoadModule, OpenExplorer, twin
+from explorer_pages import Axis, LoadModule, OpenExplorer, as_number, curve, numbers_of, twin
 from playwright.sync_api import expect
 from torch import Tensor
 
@@ -218,6 +219,115 @@ def test_a_size_that_is_none_changes_nothing(open_explorer: OpenExplorer) -> Non
             assert page.locator(".mp-table .mp-chosen").inner_text() == before
 
 
+@pytest.mark.browser
+def test_a_sum_stalls_where_a_sixteenth_of_its_steps_or_more_change_nothing(
+    load_module: LoadModule,
+) -> None:
+    page = load_module("reduction_explorer")
+    for moving, still, stalled in (
+        (300, 20, True), (300, 19, False), (256, 768, True), (10, 4, True), (10, 3, False),
+        (1000, 70, True), (1000, 60, False),
+    ):  # fmt: skip
+        totals = [*range(1, moving + 1), *[moving] * still]
+        steps = [{"count": k, "total": total} for k, total in enumerate(totals, 1)]
+        found = page.evaluate("(steps) => m.stalledAfter(steps)", steps)
+        assert found == (moving if stalled else None), (moving, still)
+
+
+SHOWN: list[dict[str, Any]] = [
+    dict(ranks=1024, dtype="bfloat16"), dict(ranks=64, dtype="float16", algorithm="tree"),
+    dict(ranks=256, dtype="bfloat16", values="noisy", average="before", exponent=-9),
+    dict(ranks=512, dtype="float16", values="signs", algorithm="halving", average="split"),
+    dict(ranks=128, dtype="bfloat16", values="one_large", average="no", exponent=5),
+    dict(ranks=2048, dtype="float32", values="noisy", exponent=3),
+]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_every_fact_is_pythons(open_explorer: OpenExplorer) -> None:
+    explorers = [ReductionExplorer(**one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, part in zip(explorers, page.locator(".mp-explorer").all(), strict=True):
+        exact, reduced = explorer.exact(), explorer.reduced()
+        names, texts = (part.locator(tag).all_text_contents() for tag in ("dt", "dd"))
+        facts = dict(zip(names, map(as_number, texts), strict=True))
+        off, most = (x / abs(exact) for x in (abs(reduced - exact), explorer.bound()))
+        assert as_number(part.locator(".mp-value").inner_text()) == pytest.approx(reduced, rel=1e-4)
+        assert facts["exact"] == pytest.approx(exact, rel=1e-4)
+        assert facts["relative error"] == pytest.approx(off, rel=0.06)
+        assert facts["at most, by the formula"] == pytest.approx(most, rel=0.06)
+        verdict = part.locator(".mp-kind").inner_text()
+        assert verdict.endswith("exact" if off == 0 else f"{texts[1]} off")
+        label = part.locator(".mp-chart svg").get_attribute("aria-label")
+        assert label == f"The sum on its way over {explorer.ranks} ranks: {verdict}"
+
+
+@pytest.mark.browser
+def test_the_curves_are_the_sums_on_their_way_and_their_errors(open_explorer: OpenExplorer) -> None:
+    explorers = [ReductionExplorer(**one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, chart in zip(explorers, page.locator(".mp-chart").all(), strict=True):
+        labels = numbers_of(chart)
+        column = [(y - 4, number) for x, y, number in labels if x == min(labels)[0]]
+        row = [(x, number) for x, y, number in labels if y == max(y for _, y, _ in labels)]
+        assert [number for _, number in column[-3:]] == [1, 1e-4, 1e-8]
+        assert len(column) >= 5
+        sums = Axis([number for _, number in column[:-3]], [y for y, _ in column[:-3]])
+        logs = Axis([0, -4, -8], [y for y, _ in column[-3:]])
+        ends = [1.0, float(explorer.ranks)]
+        assert [number for _, number in row] == [1, explorer.ranks / 2, explorer.ranks]
+        counts = Axis(ends, [row[0][0], row[-1][0]])
+        exact, total, most, error = (curve(path) for path in chart.locator("path").all())
+        _, after = divisors(explorer.ranks, explorer.average)
+        for line, axis, number in (
+            (exact, sums, explorer.exact() * after), (total, sums, explorer.reduced() * after)
+        ):  # fmt: skip
+            assert line[0][0] == pytest.approx(counts.pixel(1), abs=1)
+            assert line[-1][0] == pytest.approx(counts.pixel(explorer.ranks), abs=1)
+            assert line[-1][1] == pytest.approx(axis.pixel(number), abs=1.5)
+        size = float(explorer.parts().abs().sum()) / (explorer.ranks / after)
+        if explorer.average == "no":
+            size *= explorer.ranks
+        off = abs(explorer.reduced() - explorer.exact()) * after / size
+        assert error[-1][1] == pytest.approx(logs.pixel(math.log10(max(off, 1e-8))), abs=1.5)
+        assert all(high[1] <= low[1] + 0.2 for high, low in zip(most, error, strict=True))
+
+
+UNITS = {
+    "TB": 1e12,
+    "GB": 1e9,
+    "MB": 1e6,
+    "kB": 1e3,
+    "B": 1,
+    "s": 1,
+    "ms": 1e-3,
+    "µs": 1e-6,
+    "ns": 1e-9,
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [(10**12, 900.0), (10**9, 50.0), (3 * 10**6, 0.5), (777, 3.0), (1, 400.0)],
+)
+def test_every_row_on_the_wire_is_pythons(
+    open_explorer: OpenExplorer, parameters: int, rate: float
+) -> None:
+    explorer = ReductionExplorer(
+        64, "float16", parameters=parameters, gigabytes_per_second=rate, algorithm="tree"
+    )
+    page = open_explorer(explorer)
+    for algorithm, row in zip(ALGORITHMS, page.locator(".mp-table tbody tr").all(), strict=True):
+        wire = on_the_wire(64, parameters, element_bytes=2, algorithm=algorithm)
+        sends, messages, takes = row.locator("td").all_text_contents()
+        for text, wanted in ((sends, wire.bytes), (takes, wire.in_a_row / (1e9 * rate))):
+            number, unit = text.split()
+            assert float(number) * UNITS[unit] == pytest.approx(wanted, rel=6e-3), text
+            assert 1 <= float(number) <= 1000 or unit in ("TB", "ns")
+        assert int(messages) == wire.messages
+
+
 DRAW_ALL = """async () => {
   const broken = [];
   const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
@@ -265,6 +375,20 @@ def test_without_javascript_the_numbers_stay(open_explorer: OpenExplorer) -> Non
 
 
 # --- The widget in the kernel --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_what_stands_there_without_javascript_is_right(average: Any) -> None:
+    explorer = ReductionExplorer(256, "bfloat16", average=average, exponent=-3, parameters=10**9)
+    exact = 2.0**-3 * (256 if average == "no" else 1)
+    assert explorer.exact() == exact
+    picture = explorer._fallback()
+    bytes_sent = 2 * 2 * 10**9 * 255 / 256
+    for text in (f"exactly {exact:.6g}", f"{explorer.bound():.2g}, where nothing overflows",
+                 f"{bytes_sent / 1e9:.4g} GB for 1,000,000,000 parameters"):  # fmt: skip
+        assert text in picture
+    found = re.findall("<td>(.*?)</td>", picture)
+    assert found[2:4] == [f"{explorer.reduced():.6g}", f"{exact:.6g}"]
 
 
 def test_results_follow_the_traits() -> None:

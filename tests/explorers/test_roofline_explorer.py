@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from random import Random
 from typing import Any
 
 import pytest
 from accessibility import serious_violations
-from explorer_pages import LoadModule, OpenExplorer, twin
+from explorer_pages import Axis, LoadModule, OpenExplorer, curve, numbers_of, twin
 from playwright.sync_api import Locator, Page, expect
 
+from mpbook.cost.memory_plan import SIZES
 from mpbook.cost.roofline import STATED, Roof, elementwise, gpt_step, matmul
 from mpbook.explorers import RooflineExplorer
 from mpbook.explorers.roofline_explorer import DEFAULT_SIZES, OPERATIONS, _digits, _size
@@ -256,6 +258,81 @@ def test_the_point_stands_where_the_words_say(open_explorer: OpenExplorer) -> No
     assert high[0] > low[0] and high[1] < low[1]
     assert page.locator(".mp-roof").count() == 1
     assert page.locator(".mp-roof-other").count() == 4
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("device", "format"),
+    [("H100 SXM", "bfloat16"), ("T4", "float16"), ("A100 SXM 80GB", "float32")],
+)
+def test_roofs_and_points_stand_where_python_puts_them(
+    open_explorer: OpenExplorer, device: str, format: str, operation: str
+) -> None:
+    found = explorer(device, format=format, operation=operation, sizes={"m": 64})
+    page, roof = open_explorer(found), found.roof
+    svg = page.locator(".mp-roofs svg")
+    labels = numbers_of(svg)
+    row = [(x, n) for x, y, n in labels if y == max(y for _, y, _ in labels)]
+    column = [(y - 4, n) for x, y, n in labels if x == min(labels)[0]]
+    x, y = (
+        Axis([math.log10(n) for _, n in one], [pixel for pixel, _ in one]) for one in (row, column)
+    )
+
+    def place(intensity: float, rate: float) -> Any:
+        at = (x.pixel(math.log10(intensity)), y.pixel(math.log10(rate)))
+        return pytest.approx(at, abs=1)
+
+    shown = found.shown_format if operation != "addition" else "float32"
+    for kind, formats in (
+        ("mp-roof", [shown]),
+        ("mp-roof-other", [f for f in roof.peaks if f != shown]),
+    ):
+        for line, name in zip(svg.locator(f"path.{kind}").all(), formats, strict=True):
+            start, ridge, end = curve(line)
+            assert ridge == place(roof.ridge(name), roof.peak(name))
+            assert end[1] == ridge[1]
+            low = 10 ** x.value(start[0])
+            assert start == place(low, low * roof.bandwidth)
+    texts = svg.locator("text").all_text_contents()
+    assert f"peak in {shown}: {_size(roof.peak(shown), 'flop/s')}" in texts
+    assert f"ridge {_digits(roof.ridge(shown))}" in texts
+    points = {"mp-here": found.shown_format} | (
+        {} if format == "float32" else {"mp-typed": "float32"}
+    )
+    assert svg.locator("circle").count() == len(points)
+    for kind, name in points.items():
+        parts = found.parts(name)
+        flops, moved = (sum(getattr(part, what) for part in parts) for what in ("flops", "bytes"))
+        rate = flops / sum(roof.seconds(part, name) for part in parts)
+        point = svg.locator(f"circle.{kind}")
+        at = tuple(float(point.get_attribute(one) or 0) for one in ("cx", "cy"))
+        assert at == place(flops / moved, rate)
+    stem = svg.locator(".mp-stem")
+    assert stem.get_attribute("x1") == svg.locator(".mp-here").get_attribute("cx")
+
+
+@pytest.mark.browser
+def test_presets_have_the_sizes_of_the_models_that_they_name(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(explorer())
+    gpt2 = SIZES["GPT-2 124M"]
+
+    def sizes() -> dict[str, int]:
+        texts = page.locator(".mp-size span").all_text_contents()
+        return {name: int(number) for name, number in map(str.split, texts)}
+
+    page.get_by_role("button", name="GPT-2's MLP").click()
+    expect(page.get_by_text(f"k {gpt2.width}", exact=True)).to_be_visible()
+    assert sizes() == {"m": 16 * gpt2.context, "k": gpt2.width, "n": 4 * gpt2.width}
+    page.get_by_role("button", name="one token of it").click()
+    expect(page.get_by_text("m 1", exact=True)).to_be_visible()
+    assert sizes() == {"m": 1, "k": gpt2.width, "n": 4 * gpt2.width}
+    choice(page, "Work").select_option("GPT step")
+    page.get_by_role("button", name="tiny").click()
+    page.get_by_role("button", name="GPT-2 124M").click()
+    expect(page.get_by_text(f"width {gpt2.width}", exact=True)).to_be_visible()
+    wanted = {name: getattr(gpt2, name) for name in ("context", "layers", "width", "vocabulary")}
+    assert sizes() == {"batch": 16, **wanted}
 
 
 DRAW_ALL = """async () => {

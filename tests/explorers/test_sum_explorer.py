@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,20 @@ import numpy as np
 import pytest
 import torch
 from accessibility import serious_violations
-from explorer_pages import LoadModule, OpenExplorer, twin
+from explorer_pages import (
+    Axis,
+    LoadModule,
+    OpenExplorer,
+    as_number,
+    curve,
+    numbers_of,
+    twin,
+)
 from playwright.sync_api import expect
 
 from mpbook.explorers import SumExplorer
 from mpbook.explorers.sum_explorer import (
+    LONGEST,
     METHODS,
     ROUNDINGS,
     SOURCES,
@@ -189,6 +199,93 @@ def test_every_control_by_keyboard(open_explorer: OpenExplorer) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".mp-live")).to_contain_text("8192 terms in float16")
     expect(page.locator(".mp-live")).to_contain_text("2048 instead of")
+
+
+SHOWN: list[dict[str, Any]] = [
+    dict(n=1000, format="bfloat16"), dict(n=300, format="bfloat16", method="kahan"),
+    dict(n=700, format="float16", source="photograph", rounding="toward-zero"),
+    dict(n=200, format="bfloat16", source="uniform"),
+    dict(n=90, format="float8_e4m3fn", source="zero-mean", method="pairwise"),
+    dict(n=600, format="float8_e5m2", source="uniform", method="float32"),
+    dict(n=400, format="float32", source="zero-mean"),
+]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_every_fact_is_pythons(open_explorer: OpenExplorer) -> None:
+    explorers = [SumExplorer(**one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, part in zip(explorers, page.locator(".mp-explorer").all(), strict=True):
+        totals, terms = explorer.totals(), explorer._terms()
+        total, exact = explorer.total(), explorer.exact()
+        relative = abs(total - exact) / float(terms.abs().sum())
+        cells = part.locator(".mp-facts dl")
+        facts = dict(
+            zip(*(cells.locator(t).all_text_contents() for t in ("dt", "dd")), strict=True)
+        )
+        wanted = {
+            "exact": exact, "error": total - exact, "relative error": relative,
+            "gap there": float(ulp(torch.tensor(total, dtype=torch.float64), explorer.format)),
+        }  # fmt: skip
+        for name, number in wanted.items():
+            assert as_number(facts[name]) == pytest.approx(
+                number, rel=0.06 if "rel" in name else 1e-3
+            ), name
+        assert as_number(part.locator(".mp-value").inner_text()) == pytest.approx(total, rel=1e-8)
+        last = int((totals != total).nonzero().max()) + 2 if bool((totals != total).any()) else 1
+        stuck = facts["stuck after term"]
+        assert stuck in ("—", str(last))
+        verdict = part.locator(".mp-kind").inner_text()
+        if stuck != "—":
+            assert verdict == "stuck"
+        else:
+            off = "exact" if total == exact else f"{facts['relative error']} off"
+            assert verdict == off
+        low, high = terms.min(), terms.max()
+        least, most = {"1": (1, 1), "0 to 1": (0, 1), "−1 to 1": (-1, 1)}[facts["one term is"]]
+        assert least <= low <= high <= most and (least < 0) == bool(low < 0)
+        label = part.locator(".mp-chart svg").get_attribute("aria-label") or ""
+        said = [as_number(text) for text in re.findall(r"to (\S+?),", label)]
+        assert said == pytest.approx([total, exact], rel=1e-5)
+        assert label.endswith(f"over {explorer.n} terms")
+
+
+@pytest.mark.browser
+def test_the_curves_are_the_sums_and_their_errors(open_explorer: OpenExplorer) -> None:
+    explorers = [SumExplorer(**one) for one in SHOWN]
+    page = open_explorer(*explorers)
+    for explorer, chart in zip(explorers, page.locator(".mp-chart").all(), strict=True):
+        totals, terms = explorer.totals(), explorer._terms()
+        errors = (totals - terms.cumsum(0)).abs() / terms.abs().cumsum(0)
+        labels = numbers_of(chart)
+        column = [(y - 4, number) for x, y, number in labels if x == min(labels)[0]]
+        row = [(x, number) for x, y, number in labels if y == max(y for _, y, _ in labels)]
+        assert [number for _, number in column[-3:]] == [1, 1e-4, 1e-8]
+        assert [number for _, number in row] == pytest.approx([0, explorer.n / 2, explorer.n])
+        assert len(column) >= 5
+        sums = Axis([number for _, number in column[:-3]], [y for y, _ in column[:-3]])
+        logs = Axis([0, -4, -8], [y for y, _ in column[-3:]])
+        counts = Axis([number for _, number in row], [x for x, _ in row])
+        drawn = (
+            (sums, terms.cumsum(0)), (sums, totals), (logs, errors.clamp(1e-8, 1).log10())
+        )  # fmt: skip
+        paths = chart.locator("path[class^=mp-sum]").all()
+        for path, (axis, wanted) in zip(paths, drawn, strict=True):
+            points = curve(path)
+            places = [round(counts.value(x)) for x, _ in points]
+            assert places[-1] == explorer.n
+            expected = axis.pixel(wanted[torch.tensor(places) - 1].numpy())
+            assert [y for _, y in points] == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.browser
+def test_a_number_of_terms_out_of_range_is_brought_back(open_explorer: OpenExplorer) -> None:
+    page = open_explorer(SumExplorer(100, "bfloat16"))
+    count = page.get_by_label("n", exact=True)
+    for typed, n in (("99999", LONGEST), ("0", 1), ("-5", 1), ("2.6", 3), ("", 1)):
+        count.fill(typed)
+        page.keyboard.press("Tab")
+        expect(page.locator(".mp-live")).to_contain_text(f"{n} terms in bfloat16")
 
 
 DRAW_ALL = """async () => {

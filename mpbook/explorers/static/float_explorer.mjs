@@ -339,7 +339,7 @@ function verdict(value, code, f) {
   if (overflows(value, f)) return Number.isFinite(value) ? "overflow" : "no infinity";
   if (value === 0) return rounded === 0 ? "no −0" : "no zero";
   if (rounded === 0) return "underflow";
-  if (!f.subnormals && Math.abs(value) < decode(0, f) / 1.5) return "too small";
+  if (!f.subnormals && Math.abs(value) < decode(0, f) - ulp(decode(0, f), f) / 4) return "too small"; // the gap below is half
   return `${kind}rounded`;
 }
 

@@ -51,11 +51,11 @@ export function significant(x, digits) {
   return typeset(String(Number(x.toPrecision(digits))));
 }
 
-// About three round numbers from the lowest to the highest, for an axis.
+// Round numbers from the lowest to the highest, for an axis: two at least, or it has no scale.
 export function niceSteps(low, high) {
-  const rough = (high - low || 1) / 3;
-  const base = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * base).find((k) => k >= rough);
+  const most = (high - low || 1) / 2;
+  const base = 10 ** Math.floor(Math.log10(most));
+  const step = [5, 2, 1, 0.5].map((k) => k * base).find((k) => k <= most);
   const steps = [];
   for (let k = Math.ceil(low / step); k * step <= high; k += 1) steps.push(k * step);
   return steps;
