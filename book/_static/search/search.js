@@ -134,6 +134,8 @@
   function literally(section, query) {
     const said = [section.title, ...(section.seen ?? [])];
     if (same(meaning(section.title), meaning(query))) return 4;
+    const asked = new Set(meaning(query));
+    if (asked.size > 1 && (section.words ?? []).some((text) => same(meaning(text), asked))) return 3;
     if (said.some((text) => words(text).length > 1 && within(text, query))) return 2;
     return words(query).length > 1 && said.some((text) => within(query, text)) ? 1.6 : 1;
   }
