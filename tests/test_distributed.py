@@ -114,6 +114,23 @@ def test_a_probe_watches_what_fully_shard_made_and_no_tensor_parallelism() -> No
         Probe(split())
 
 
+@pytest.mark.parametrize("also", ["copied", "split"])
+def test_a_probe_watches_shards_along_one_dimension_of_a_mesh(also: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("outer", "inner"))
+    model = net()
+    if also == "copied":
+        Probe(fully_shard(model, mesh=mesh))
+    else:
+        parallelize_module(model, mesh["inner"], {"0": ColwiseParallel()})
+        fully_shard(model, mesh=mesh["outer"])
+        with pytest.raises(ValueError, match="activations of tensor parallelism would count once"):
+            Probe(model)
+
+
 @pytest.mark.parametrize("tool", ["measure_memory", "module_step", "read_gauge"])
 def test_what_ddp_adds_is_in_no_step_of_one_process(tool: str) -> None:
     with pytest.raises(ValueError, match=r"DistributedDataParallel, whose .* model\.module"):
