@@ -14,7 +14,7 @@
     tfloat32: { says: ["tfloat32", "tf32", "tensorfloat", "tensorfloat32"] },
     float8: { says: ["float8", "fp8", "e4m3", "e4m3fn", "e5m2", "float8_e4m3fn", "float8_e5m2"] },
     float4: { says: ["float4", "fp4", "nvfp4", "mxfp4", "e2m1", "float4_e2m1fn"] },
-    amp: { says: ["amp", "autocast", "automatic mixed precision"], asks: ["mixed_precision", "mixed precision"] },
+    amp: { says: ["amp", "autocast", "torch.autocast", "automatic mixed precision"], asks: ["mixed_precision", "mixed precision"] },
     oom: { says: ["oom", "out of memory", "out-of-memory", "outofmemoryerror", "runs out of memory"] },
     memory: { says: ["memory", "vram", "gpu ram"], asks: ["ram"] },
     rl: { says: ["rl", "reinforcement learning", "rlhf", "grpo", "ppo"] },
@@ -130,14 +130,21 @@
   }
   const same = (a, b) => [...new Set(a)].sort().join() === [...new Set(b)].sort().join();
 
+  // From 0 to 1: how far two texts are about the same. A single word in common is chance.
+  function likeness(text, asked) {
+    const about = new Set(meaning(text));
+    const both = [...about].filter((term) => asked.has(term)).length;
+    return both < 2 ? 0 : both / (about.size + asked.size - both);
+  }
+
   // How much better a section is for holding what was typed word for word, or being what was typed.
   function literally(section, query) {
     const said = [section.title, ...(section.seen ?? [])];
-    if (same(meaning(section.title), meaning(query))) return 4;
     const asked = new Set(meaning(query));
-    if (asked.size > 1 && (section.words ?? []).some((text) => same(meaning(text), asked))) return 3;
-    if (said.some((text) => words(text).length > 1 && within(text, query))) return 2;
-    return words(query).length > 1 && said.some((text) => within(query, text)) ? 1.6 : 1;
+    if (same(meaning(section.title), asked)) return 4;
+    const typed = 1 + 2 * Math.max(0, ...(section.words ?? []).map((text) => likeness(text, asked))) ** 2;
+    if (said.some((text) => words(text).length > 1 && within(text, query))) return Math.max(2, typed);
+    return Math.max(words(query).length > 1 && said.some((text) => within(query, text)) ? 1.6 : 1, typed);
   }
 
   function mpSearch(knowledge) {
