@@ -262,10 +262,11 @@ def _for_a_format(
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
         yield from _for_what_survives(v, report.total_without)
-    if v.survives == "yes" and v.total > WRONG:
+    if v.survives != "no" and v.total > WRONG:
+        known = list(_rescues(v, report.rescue))
         what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
         what += f"moves them by {v.sensitive:.0%}, so compare a longer run with float32's"
-        yield Advice(v.format, what)
+        yield from known or [Advice(v.format, what)]
     if v.survives != "no" and 0 <= v.headroom < NEAR:
         yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
                      "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip

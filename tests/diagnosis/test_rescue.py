@@ -191,6 +191,30 @@ def test_what_spoils_an_operand_is_found_behind_what_fails(
     assert found.advice[0].what.startswith(first) and found.advice[1].lines == rescue.code
 
 
+class Waves(nn.Module):
+    """Sines of phases that a large factor multiplies: their rounding, and their weights', too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.phases, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phases = self.phases(x)  # spoilt
+        return self.head(torch.sin(3000 * phases))
+
+
+def test_an_ill_conditioned_model_hears_which_line_to_keep_where_that_is_enough() -> None:
+    found = diagnose(Waves(), (X, Y), loss=F.cross_entropy)
+    for format in ("float16", "bfloat16"):
+        rescue = found.formats[format].rescue
+        assert found.survives(format) == "yes" and found.of(format).total > 0.3
+        assert rescue is not None and rescue.holds and rescue.total < 0.1
+        (place,) = rescue.places
+        assert "# spoilt" in linecache.getline(place.file, place.line)
+        assert [a.lines for a in found.advice if a.format == format] == [rescue.code]
+
+
 def test_a_module_in_float32_takes_and_gives_float32() -> None:
     layers = model()
     keep_in_float32(layers, ["2"])
