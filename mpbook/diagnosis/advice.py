@@ -228,7 +228,7 @@ def advise(
 
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
-    verdict = replace(report.verdict, wrong=False, total=0.0)
+    verdict = replace(report.verdict, wrong=False, total=0.0, without_gradient=())
     return replace(report, verdict=verdict, total_without=None)
 
 
@@ -290,6 +290,11 @@ def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterato
                      f"a loop that stops for it stops: compute it in float32 ({v.failure})",
                      OF_THE_LOSS if outside else _ELSE[1],
                      "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+    if v.without_gradient:
+        named = ", ".join(v.without_gradient[:4])
+        yield Advice(v.format, f"no gradient reaches {named}, as one does in float32: look for "
+                     "what rounds to 0 before, as 1 - 0.999 in bfloat16, and keep it in float32",
+                     "", "numbers/rounding_and_sums_traps.html#sums-variance")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,

@@ -234,3 +234,25 @@ def test_a_loss_whose_value_alone_is_off_is_told() -> None:
     found = diagnose(Critic(), (X,), formats=["bfloat16"])
     said = [line.finding for line in found.lines() if line.topic == "loss"]
     assert found.survives("bfloat16") == "yes" and len(said) == 1 and "off float32's" in said[0]
+
+
+def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> None:
+    class Slow(nn.Module):
+        """An average whose decay is 1 in bfloat16."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 3)
+            self.decay = nn.Parameter(torch.tensor(0.999))
+
+        def forward(self, x: Tensor) -> Tensor:
+            new = self.before(x)
+            decay = self.decay.to(new.dtype)
+            return self.after(decay * torch.ones_like(new) + (1 - decay) * new)
+
+    found = diagnose(Slow(), (X, Y), loss=F.cross_entropy)
+    assert found.of("bfloat16").without_gradient == ("before.weight", "before.bias")
+    assert found.of("float16").without_gradient == ()
+    (told,) = [one for one in found.advice if one.what.startswith("no gradient reaches")]
+    assert told.format == "bfloat16" and "before.weight, before.bias" in told.what
