@@ -106,6 +106,19 @@ _ELSE = (
     "recipe/autocast_traps.html#autocast-island",
 )
 
+_SPOILT = (
+    "autocast runs this operator in float32 already: its operands were spoilt in 16 bits before it",
+    "",
+    "numbers/rounding_and_sums_traps.html#sums-variance",
+)
+"""Of an operator that no float32 of its own mends."""
+
+_INDEFINITE = (
+    "rounding has made this matrix singular, or not positive definite: build it in float32",
+    "with torch.autocast(device_type, enabled=False):\n    matrix = x.float() @ x.float().mT",
+    "numbers/rounding_and_sums_traps.html#sums-variance",
+)
+
 _MASK = (
     "fill a mask with the dtype's own smallest number",
     "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)",
@@ -146,6 +159,7 @@ _BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
         "without overflow",
         _MASK,
     ),
+    *((words, _INDEFINITE) for words in ("positive-definite", "singular")),
     *((words, _TWO_DTYPES) for words in ("same dtype", "scalar type", "should be the same")),
     *((words, _NO_KERNEL) for words in ("not implemented for", "Low precision dtypes")),
     (
@@ -214,7 +228,7 @@ def advise(
 
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
-    verdict = replace(report.verdict, wrong=False, total=0.0)
+    verdict = replace(report.verdict, wrong=False, total=0.0, without_gradient=())
     return replace(report, verdict=verdict, total_without=None)
 
 
@@ -232,24 +246,27 @@ def _for_a_format(
             yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
         return
     if v.survives == "no":
-        yield from _cures(v)
-        yield from _rescues(v, report.rescue)
+        known = [*_cures(v), *_rescues(v, report.rescue)]
+        yield from known
         other = reports["bfloat16"].verdict if "bfloat16" in reports else None
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
         if v.format == "float16" and holds:
             yield Advice(v.format, "or train in bfloat16, which survives these steps",
                          _BFLOAT16.format(loss=loss),
                          "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
+        elif not known:
+            yield Advice(v.format, f"no few lines are known to mend it: {v.reason}")
     if v.survives == "with a loss scale":
         yield Advice(v.format, "scale the loss",
                      _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
         yield from _for_what_survives(v, report.total_without)
-    if v.survives == "yes" and v.total > WRONG:
+    if v.survives != "no" and v.total > WRONG:
+        known = list(_rescues(v, report.rescue))
         what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
         what += f"moves them by {v.sensitive:.0%}, so compare a longer run with float32's"
-        yield Advice(v.format, what)
+        yield from known or [Advice(v.format, what)]
     if v.survives != "no" and 0 <= v.headroom < NEAR:
         yield Advice(v.format, f"watch {v.tightest[0]}: {v.headroom:.1f} binades below overflow",
                      "", "recipe/loss_scaling_traps.html#ls-forward")  # fmt: skip
@@ -273,6 +290,11 @@ def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterato
                      f"a loop that stops for it stops: compute it in float32 ({v.failure})",
                      OF_THE_LOSS if outside else _ELSE[1],
                      "recipe/autocast_traps.html#autocast-island")  # fmt: skip
+    if v.without_gradient:
+        named = ", ".join(v.without_gradient[:4])
+        yield Advice(v.format, f"no gradient reaches {named}, as one does in float32: look for "
+                     "what rounds to 0 before, as 1 - 0.999 in bfloat16, and keep it in float32",
+                     "", "numbers/rounding_and_sums_traps.html#sums-variance")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,
@@ -286,14 +308,14 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
     """The fewest parts to keep in float32: all that is known where nothing was infinite."""
     if found is not None and found.holds:
         parts = ", ".join(map(str, found.places))
-        if not v.wrong or v.failure is not None:
+        if found.because == "overflow":
             yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
                          "recipe/autocast_traps.html#autocast-island")  # fmt: skip
             return
         what, page = _BECAUSE[found.because]
         left = f"; gradients are {found.total:.1%} off float32's then"
         yield Advice(v.format, f"{what}: keep in float32 {parts}{left}", found.code, page)
-    elif v.wrong and v.failure is None:
+    elif found is not None and v.wrong and v.failure is None:
         what = "no few places are to blame: rounding moves these gradients wherever it happens, so "
         yield Advice(v.format, f"{what}compare a longer run with float32's")
 
@@ -313,11 +335,13 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
     """By what it is, why it failed, and what its result becomes NaN in."""
     if seen.operator in ("mm", "bmm", "baddbmm") and behind and behind.operator == "_softmax":
         return _ATTENTION
+    is_wide = seen.dtype not in SIXTEEN_BIT
     if seen.operator in _DIVIDES and " is 0" in seen.cause:
-        return _EPS
+        return _SPOILT if is_wide and seen.key.phase == "backward" else _EPS
     if is_like_a_mask(seen):
         return _MASK
-    return _BY_OPERATOR.get(seen.operator, _ELSE)
+    otherwise = _SPOILT if is_wide and seen.signs == {"nan"} else _ELSE
+    return _BY_OPERATOR.get(seen.operator, otherwise)
 
 
 def _for_states(writes: list[Write]) -> Iterator[Advice]:

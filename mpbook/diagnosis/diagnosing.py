@@ -25,7 +25,7 @@ from mpbook.diagnosis.rescue import rescue as _rescue
 from mpbook.diagnosis.state import StateLedger, Write
 from mpbook.diagnosis.stepping import Run
 from mpbook.diagnosis.unseen import unseen
-from mpbook.diagnosis.verdicts import FormatVerdict
+from mpbook.diagnosis.verdicts import WRONG, FormatVerdict
 from mpbook.diagnosis.workload import Step, Target, Workload
 from mpbook.synonyms import meant
 
@@ -123,7 +123,8 @@ def _diagnosed(
         report.repeatable = workload.is_repeatable(reference)
         silent = noise(workload, reference)
         report.without_vote = tuple(sorted(silent))
-        report.formats = _by_format(workload, formats, steps, roof, reference, silent, rescued)
+        by_format = partial(_by_format, repeatable=report.repeatable, rescued=rescued)
+        report.formats = by_format(workload, formats, steps, roof, reference, silent)
         report.memory_float32 = memory(workload, reference)
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
@@ -149,6 +150,8 @@ def _by_format(
     roof: Roof,
     reference: Run,
     silent: set[str],
+    *,
+    repeatable: bool,
     rescued: bool,
 ) -> dict[str, FormatReport]:
     wide = workload.run(torch.bfloat16, steps=steps, histograms=True)
@@ -156,7 +159,7 @@ def _by_format(
     for format in formats:
         verdict, run = _judged(format, workload, reference, wide, silent, steps)
         part = FormatReport(verdict)
-        if verdict.survives == "no" and rescued:
+        if rescued and (verdict.survives == "no" or (verdict.total > WRONG and repeatable)):
             part.rescue = _rescue(
                 workload, run, reference, silent, steps=steps, sensitive=verdict.sensitive
             )

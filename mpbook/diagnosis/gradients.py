@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mpbook.diagnosis.stepping import Run
 
+TRIFLE = 1e-6
+"""Of all gradients together: a parameter's that counts for nothing."""
+
 
 def relative_errors(run: Run, reference: Run, without: set[str]) -> dict[str, float]:
     """Of each parameter's gradient, ``|difference| / |reference|``, but for those without a say."""
@@ -41,6 +44,14 @@ def total_error(run: Run, reference: Run, without: set[str]) -> float:
     pairs = [(_real(run.gradients[n]), _real(reference.gradients[n])) for n in named]
     flat = [torch.cat([pair[i].flatten().cpu() for pair in pairs]) for i in range(2)]
     return _relative_error(*flat)
+
+
+def without_gradient(run: Run, reference: Run, without: set[str]) -> tuple[str, ...]:
+    """Parameters whose gradient is 0 throughout, and no trifle in the reference."""
+    sizes = {n: float(_real(g).norm()) for n, g in reference.gradients.items() if n not in without}
+    least = TRIFLE * math.hypot(*sizes.values())
+    found = (n for n, size in sizes.items() if size > least and n in run.gradients)
+    return tuple(n for n in found if not run.gradients[n].any())
 
 
 def losses_without_scale(

@@ -199,6 +199,9 @@ def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:
         if v.total > WRONG and v.survives != "no" and repeatable:
             said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
+    if v.survives != "no" and v.loss_error > WRONG and repeatable:
+        said = f"its value is {v.loss_error:.0%} off float32's, whatever its gradients are"
+        found.append(Line("loss", name, said, "", "run"))
     for one in part.flipped:
         said = f"{one.operator} chooses differently in {one.share:.1%} of its rows"
         found.append(Line("ties", name, said, str(one.place), "run"))

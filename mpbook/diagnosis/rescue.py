@@ -1,8 +1,9 @@
 """The fewest parts to keep in float32: found, tried, and printed so that they can be pasted.
 
 Where a run is not finite, what began it says which parts to try.  Where it is finite and wrong,
-nothing does: then the places of the forward pass are halved, until those are left without which
-the gradients point elsewhere.
+nothing does; nor where what fails was spoilt before: an ``acos`` of more than 1, the Cholesky
+factor of a matrix that rounding has left indefinite.  Then the places of the forward pass are
+halved, until those are left without which the gradients point elsewhere.
 """
 
 from __future__ import annotations
@@ -92,12 +93,15 @@ def rescue(
     def holds(run: Run) -> bool:
         return is_right(run, reference, noise, sensitive)
 
+    few = reference.steps_to_gradients if failed.sound else steps
+
     def is_near(places: list[Place]) -> bool:
-        run = with_float32(places, reference.steps_to_gradients)
+        run = with_float32(places, few)
         return run.sound and total_error(run, reference, noise) <= WRONG / 2
 
     kept = _of_suspects(failed, reference, with_float32, holds)
-    if not kept and failed.sound and not overflows(failed, reference):
+    told = not failed.sound and bool(kept)
+    if not kept and not _is_infinite(failed, reference):
         kept = by_halving(failed, is_near)
     run = with_float32(kept) if kept else failed
     if not kept or not holds(run):
@@ -110,10 +114,16 @@ def rescue(
         dtype_name(failed.dtype),
         tuple(kept),
         holds=True,
-        because=_because(failed, reference, kept),
+        because="overflow" if told else _because(failed, reference, kept),
         total=total_error(run, reference, noise),
         classes=classes,
     )
+
+
+def _is_infinite(failed: Run, reference: Run) -> bool:
+    """Whether a result overflowed, which says where it began; a NaN, a 0 or an error need not."""
+    found = (seen for seen in overflows(failed, reference) if seen.signs != {"nan"})
+    return any(not seen.cause.endswith(" is 0") for seen in found)
 
 
 def _classes(model: nn.Module, kept: list[Place]) -> tuple[str, ...]:
@@ -189,7 +199,8 @@ def _needed(kept: list[Place], suffices: Callable[[list[Place]], bool]) -> list[
 
 def _because(failed: Run, reference: Run, kept: list[Place]) -> Because:
     """What 16 bits do to the places that were found."""
-    if not failed.sound or overflows(failed, reference):
+    raised = failed.error is not None and "linalg" not in str(failed.error)
+    if raised or _is_infinite(failed, reference):
         return "overflow"
     if set(kept) & set(failed.recorder.rounded):
         return "whole numbers"

@@ -30,6 +30,7 @@ from mpbook.diagnosis.gradients import (
     losses_without_scale,
     relative_errors,
     total_error,
+    without_gradient,
 )
 from mpbook.diagnosis.places import Place, Seen
 from mpbook.diagnosis.stepping import Run
@@ -72,6 +73,7 @@ class FormatVerdict:
     window: tuple[int, int] | None = None
     lost: dict[str, float] = field(default_factory=dict)
     gradient_error: dict[str, float] = field(default_factory=dict)
+    without_gradient: tuple[str, ...] = ()
     loss_error: float = 0.0
     nonfinite_after: tuple[str, ...] = ()
     suspects: tuple[Place, ...] = ()
@@ -178,6 +180,7 @@ def _evidence(
         survives="no",
         reason="",
         gradient_error=relative_errors(run, reference, noise),
+        without_gradient=without_gradient(run, reference, noise),
         total=total_error(run, reference, noise),
         sensitive=sensitive,
         loss_error=loss_error(run, reference),

@@ -127,15 +127,92 @@ def test_what_nothing_rescues_says_so() -> None:
             self.layer = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.layer(x)
-            if y.dtype == torch.float16:
+            is_narrow = torch.get_autocast_dtype("cpu") == torch.float16
+            if is_narrow and torch.is_autocast_enabled("cpu"):
                 raise RuntimeError("no float16")
-            return y
+            return self.layer(x)
 
     found = diagnose(Narrow(), (X, Y), loss=F.cross_entropy)
     rescue = found.formats["float16"].rescue
     assert rescue is not None and not rescue.holds and not rescue.places
     assert any(one.what.startswith("train in bfloat16") for one in found.advice)
+    alone = diagnose(Narrow(), (X, Y), loss=F.cross_entropy, formats=["float16"]).advice
+    assert [a.what.partition(":")[0] for a in alone] == ["no few lines are known to mend it"]
+
+
+class Angles(nn.Module):
+    """Angles between vectors and their near neighbours, by a product that 16 bits round to 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.normalize(x + 0.01 * self.layer(x), dim=-1)
+        cosines = hidden @ F.normalize(x, dim=-1).mT  # spoilt
+        return torch.acos(cosines)
+
+
+def _log_determinant(output: Tensor) -> Tensor:
+    factor = torch.linalg.cholesky(output.float() + 1e-5 * torch.eye(len(output)))
+    return -factor.diagonal().log().sum()
+
+
+class Covariance(nn.Module):
+    """A matrix of low rank, made by a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        return hidden.mT @ hidden / len(hidden)  # spoilt
+
+
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("module", "loss", "batch", "first"),
+    [
+        (Angles, lambda output: output.mean(), (X,), "autocast runs this operator in float32"),
+        (Covariance, _log_determinant, (torch.cat([X[:3]] * 5),), "rounding has made this matrix"),
+    ],
+)
+def test_what_spoils_an_operand_is_found_behind_what_fails(
+    module: type[nn.Module], loss: Any, batch: Any, first: str, format: str
+) -> None:
+    found = diagnose(module(), batch, loss=loss, formats=[format])
+    rescue = found.formats[format].rescue
+    assert rescue is not None and rescue.holds and rescue.because == "rounding"
+    (place,) = rescue.places
+    assert "# spoilt" in linecache.getline(place.file, place.line)
+    assert found.advice[0].what.startswith(first) and found.advice[1].lines == rescue.code
+
+
+class Waves(nn.Module):
+    """Sines of phases that a large factor multiplies: their rounding, and their weights', too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.phases, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phases = self.phases(x)  # spoilt
+        return self.head(torch.sin(3000 * phases))
+
+
+def test_an_ill_conditioned_model_hears_which_line_to_keep_where_that_is_enough() -> None:
+    found = diagnose(Waves(), (X, Y), loss=F.cross_entropy)
+    for format in ("float16", "bfloat16"):
+        rescue = found.formats[format].rescue
+        assert found.survives(format) == "yes" and found.of(format).total > 0.3
+        assert rescue is not None and rescue.holds and rescue.total < 0.1
+        (place,) = rescue.places
+        assert "# spoilt" in linecache.getline(place.file, place.line)
+        assert [a.lines for a in found.advice if a.format == format] == [rescue.code]
 
 
 def test_a_module_in_float32_takes_and_gives_float32() -> None:

@@ -192,3 +192,67 @@ def test_a_loss_whose_value_alone_is_infinite_fails_nothing() -> None:
         assert "the loss's own value is not finite" in found.of("float16").reason
         assert "the loss that is printed is not finite" in found.advice[0].what
         assert ("loss_function(output.float(), target)" in found.advice[0].lines) == bool(one)
+
+
+# --- Where float32 rounds as well -------------------------------------------------------------
+
+
+class Curvature(nn.Module):
+    """A second derivative by differences, of which float32 has some digits and 16 bits none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = self.net(x + 1e-3) - 2 * self.net(x) + self.net(x - 1e-3)  # cancels
+        return (near / 1e-6 + x.sin()).square().mean()
+
+
+@pytest.mark.parametrize("format", ["float16", "bfloat16"])
+def test_gradients_that_float32_rounds_too_are_no_excuse_for_a_format(format: str) -> None:
+    x = 3 * torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
+    found = diagnose(Curvature(), (x,), formats=[format])
+    rescue = found.formats[format].rescue
+    assert found.survives(format) == "no" and found.of(format).wrong
+    assert rescue is not None and rescue.holds
+    assert ["# cancels" in line_of(place) for place in rescue.places] == [True]
+
+
+def test_a_loss_whose_value_alone_is_off_is_told() -> None:
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(8, 1)
+            nn.init.constant_(self.layer.bias, 1000.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x[:8]).mean() - self.layer(x[8:]).mean()
+
+    found = diagnose(Critic(), (X,), formats=["bfloat16"])
+    said = [line.finding for line in found.lines() if line.topic == "loss"]
+    assert found.survives("bfloat16") == "yes" and len(said) == 1 and "off float32's" in said[0]
+
+
+def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> None:
+    class Slow(nn.Module):
+        """An average whose decay is 1 in bfloat16."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 3)
+            self.decay = nn.Parameter(torch.tensor(0.999))
+
+        def forward(self, x: Tensor) -> Tensor:
+            new = self.before(x)
+            decay = self.decay.to(new.dtype)
+            return self.after(decay * torch.ones_like(new) + (1 - decay) * new)
+
+    found = diagnose(Slow(), (X, Y), loss=F.cross_entropy)
+    assert found.of("bfloat16").without_gradient == ("before.weight", "before.bias")
+    assert found.of("float16").without_gradient == ()
+    (told,) = [one for one in found.advice if one.what.startswith("no gradient reaches")]
+    assert told.format == "bfloat16" and "before.weight, before.bias" in told.what
