@@ -37,6 +37,11 @@ scaler.scale(loss).backward()
 scaler.step(optimizer)
 scaler.update()"""
 
+_TOO_LARGE = (
+    "this loss is too large for float16's gradients: bring it down (standardise its targets, take "
+    "a mean instead of a sum), or start the scaler below 1"
+)
+
 _BFLOAT16 = """with torch.autocast(device_type, dtype=torch.bfloat16):
     loss = {loss}"""
 
@@ -257,7 +262,8 @@ def _for_a_format(
         elif not known:
             yield Advice(v.format, f"no few lines are known to mend it: {v.reason}")
     if v.survives == "with a loss scale":
-        yield Advice(v.format, "scale the loss",
+        what = "scale the loss" if v.loss_scale >= 1 else _TOO_LARGE
+        yield Advice(v.format, what,
                      _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":

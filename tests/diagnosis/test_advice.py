@@ -69,6 +69,14 @@ def test_bfloat16_is_named_only_where_it_holds(survives: str, total: float, name
     assert any("train in bfloat16" in what for what in found) is named
 
 
+@pytest.mark.parametrize(("scale", "too_large"), [(2.0**-4, True), (1.0, False), (2.0**9, False)])
+def test_a_loss_that_only_fits_scaled_down_is_to_be_brought_down(
+    scale: float, too_large: bool
+) -> None:
+    (found,) = said(verdict("float16", "with a loss scale", loss_scale=scale))
+    assert ("standardise its targets" in found) is too_large
+
+
 def test_what_fails_already_is_not_watched_besides() -> None:
     assert any("watch" in what for what in said(verdict("float16", "yes", headroom=1.0)))
     assert not any("watch" in what for what in said(verdict("float16", "no", headroom=1.0)))
