@@ -234,6 +234,23 @@ def test_an_index_that_changes_is_a_tie() -> None:
     assert 0 < flipped["float16"] < flipped["bfloat16"] < 0.9
 
 
+def test_choices_of_a_loop_are_one_line_of_the_report() -> None:
+    class Best(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.layer(x)
+            return torch.stack([part.max(-1).values for part in scores.split(64)])
+
+    torch.manual_seed(0)
+    found = diagnose(Best(), torch.randn(2048, 32), loss=lambda best: best.mean())
+    for format, share in (("float16", 0.02), ("bfloat16", 0.2)):
+        (line,) = (one for one in found.lines() if (one.topic, one.format) == ("ties", format))
+        assert "max" in line.finding and 0 < found.formats[format].flipped[0].share < share
+
+
 def test_whole_numbers_that_are_rounded_have_a_line() -> None:
     class Timed(nn.Module):
         def __init__(self) -> None:
