@@ -59,6 +59,13 @@ _EPS = (
     "numbers/precision_formats_traps.html#formats-eps",
 )
 _DIVIDES = frozenset("div div_ reciprocal rsqrt".split())
+_DIFFERENCE = (
+    "this divisor is 0 in bfloat16 too, which keeps an eps of 1e-8: a difference of nearly equal "
+    "numbers, as 1 - 0.999, rounds to 0: take it in float32, of what was never rounded",
+    "left = 1 - x  # x in float32, and no float32 of a 16-bit x",
+    "numbers/rounding_and_sums_traps.html#sums-variance",
+)
+"""Of a divisor that no eps makes 0."""
 
 _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
     "mm": (
@@ -251,7 +258,7 @@ def _for_a_format(
             yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
         return
     if v.survives == "no":
-        known = [*_cures(v), *_rescues(v, report.rescue)]
+        known = [*_cures(v, report, reports), *_rescues(v, report.rescue)]
         yield from known
         other = reports["bfloat16"].verdict if "bfloat16" in reports else None
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
@@ -326,15 +333,33 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
         yield Advice(v.format, f"{what}compare a longer run with float32's")
 
 
-def _cures(v: FormatVerdict) -> Iterator[Advice]:
+def _cures(
+    v: FormatVerdict, report: FormatReport, reports: dict[str, FormatReport]
+) -> Iterator[Advice]:
     _, raises, message = v.reason.partition(" raises ")
     told = (cure for words, cure in _BY_MESSAGE if raises and words in message)
     for what, lines, page in dict.fromkeys(told):
         yield Advice(v.format, what, lines, page)
     seen = v.failure
-    if seen is not None:
-        what, lines, page = _of_an_operator(seen, v.behind)
-        yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
+    if seen is None:
+        return
+    what, lines, page = _of_an_operator(seen, v.behind)
+    if what == _EPS[0]:
+        found = report.rescue
+        if found is not None and found.holds and seen.key.place not in found.places:
+            return  # another line made the divisor 0, and no eps mends that
+        if _is_0_in_bfloat16(seen, reports):
+            what, lines, page = _DIFFERENCE
+    yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
+
+
+def _is_0_in_bfloat16(seen: Seen, reports: dict[str, FormatReport]) -> bool:
+    other = reports["bfloat16"].verdict.failure if "bfloat16" in reports else None
+    return other is not None and _divides_by_0(other) and other.key.place == seen.key.place
+
+
+def _divides_by_0(seen: Seen) -> bool:
+    return seen.operator in _DIVIDES and " is 0" in seen.cause
 
 
 def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
@@ -342,7 +367,7 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
     if seen.operator in ("mm", "bmm", "baddbmm") and behind and behind.operator == "_softmax":
         return _ATTENTION
     is_wide = seen.dtype not in SIXTEEN_BIT
-    if seen.operator in _DIVIDES and " is 0" in seen.cause:
+    if _divides_by_0(seen):
         return _SPOILT if is_wide and seen.key.phase == "backward" else _EPS
     if is_like_a_mask(seen):
         return _MASK
