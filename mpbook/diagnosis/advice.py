@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from mpbook.diagnosis.batches import WITH_A_LOSS
 from mpbook.diagnosis.format_report import FormatReport
+from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
@@ -216,6 +217,10 @@ _UNEQUAL_RUNS = Advice(
 )
 
 
+_CHOOSE = ("argmax", "argmin")
+OTHERS = 0.5
+"""Share of an ``argmax``'s rows that choose something else from which on it is worth a word."""
+
 def advise(
     reports: dict[str, FormatReport],
     writes: list[Write],
@@ -241,7 +246,7 @@ def advise(
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
     verdict = replace(report.verdict, wrong=False, total=0.0, without_gradient=())
-    return replace(report, verdict=verdict, total_without=None)
+    return replace(report, verdict=verdict, total_without=None, flipped=())
 
 
 def _for_a_format(
@@ -274,7 +279,7 @@ def _for_a_format(
                      _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
-        yield from _for_what_survives(v, report.total_without)
+        yield from _for_what_survives(v, report.total_without, report.flipped)
     if v.survives != "no" and v.total > WRONG:
         known = list(_rescues(v, report.rescue))
         what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
@@ -296,7 +301,9 @@ def _for_a_format(
                      "recipe/autocast_traps.html#autocast-batch-norm")  # fmt: skip
 
 
-def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterator[Advice]:
+def _for_what_survives(
+    v: FormatVerdict, total_without: float | None, flipped: Iterable[Flipped]
+) -> Iterator[Advice]:
     if v.failure is not None:
         outside = v.failure.key.place.module == LOSS
         yield Advice(v.format, "training goes on, but the loss that is printed is not finite, and "
@@ -316,6 +323,13 @@ def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterato
             *_WHOLE_NUMBERS[1:],
         )
 
+    for one in flipped:
+        if one.operator in _CHOOSE and one.share > OTHERS:
+            yield Advice(v.format, f"{one.operator} chooses differently in {one.share:.0%} of its "
+                         f"rows: compute what it compares in float32 ({one.place})",
+                         "with torch.autocast(device_type, enabled=False):\n    ...  "
+                         "# what is compared, its 16-bit tensors as .float()",
+                         "practice/own_model_traps.html#own-router")  # fmt: skip
 
 def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
     """The fewest parts to keep in float32: all that is known where nothing was infinite."""

@@ -256,3 +256,29 @@ def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> N
     assert found.of("float16").without_gradient == ()
     (told,) = [one for one in found.advice if one.what.startswith("no gradient reaches")]
     assert told.format == "bfloat16" and "before.weight, before.bias" in told.what
+
+
+class Codes(nn.Module):
+    """Nearest codes by ``|a|^2 + |b|^2 - 2ab``, far from the origin or at it."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+        nn.init.constant_(self.layer.bias, offset)
+        self.register_buffer("codes", torch.randn(16, 4) + offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        codes = self.codes.to(hidden.dtype)
+        squares = (hidden * hidden).sum(1, keepdim=True) + (codes * codes).sum(1)
+        nearest = (squares.to(hidden.dtype) - 2 * hidden @ codes.mT).argmin(-1)
+        return hidden.float() - 0.1 * self.codes[nearest]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("offset", "is_told"), [(0.0, False), (60.0, True)])
+def test_choices_of_which_most_differ_are_in_what_to_do(offset: float, is_told: bool) -> None:
+    x = torch.randn(128, 8, generator=torch.Generator().manual_seed(0))
+    found = diagnose(Codes(offset), x, loss=lambda out: out.float().square().mean())
+    assert found.survives("bfloat16") == "yes"
+    assert ("argmin chooses differently" in found.to_do()) == is_told
