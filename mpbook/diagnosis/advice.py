@@ -195,6 +195,11 @@ _WHOLE_NUMBERS = (
 _BECAUSE: dict[Because, tuple[str, str]] = {
     "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
     "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
+_BEYOND = (
+    "whole numbers beyond 65504 are cast to 16 bits: keep positions, times or indices in float32 "
+    "and cast what follows; normalise what is data",
+    *_WHOLE_NUMBERS[1:],
+)
     "underflow": (
         "results there are below the normal numbers of 16 bits, where digits are lost or all is 0",
         "numbers/precision_formats_traps.html#formats-eps",
@@ -367,6 +372,8 @@ def _cures(
     yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
 
 
+    if seen.operator == "_to_copy" and seen.key.place in report.rounded:
+        what, lines, page = _BEYOND
 def _is_0_in_bfloat16(seen: Seen, reports: dict[str, FormatReport]) -> bool:
     other = reports["bfloat16"].verdict.failure if "bfloat16" in reports else None
     return other is not None and _divides_by_0(other) and other.key.place == seen.key.place

@@ -282,3 +282,13 @@ def test_choices_of_which_most_differ_are_in_what_to_do(offset: float, is_told: 
     found = diagnose(Codes(offset), x, loss=lambda out: out.float().square().mean())
     assert found.survives("bfloat16") == "yes"
     assert ("argmin chooses differently" in found.to_do()) == is_told
+
+
+def test_positions_beyond_65504_are_not_to_be_standardised() -> None:
+    def rotated(hidden: Tensor) -> Tensor:
+        positions = torch.arange(99_984, 100_000).to(hidden.dtype)
+        return hidden * positions.float().sin()[:, None]
+
+    first = diagnosed(Between(rotated)).advice[0]
+    assert "keep positions, times or indices in float32" in first.what
+    assert "mean" not in first.lines and "positions" in first.lines
