@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.batches import WITH_A_LOSS
-from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.choices import Flipped
+from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
@@ -30,6 +31,8 @@ class Advice:
 
 STATES = "if weights or states were in 16 bits"
 """What is said of states that are not."""
+PASSED = "weights or states in 16 bits, as passed"
+"""And of those that are."""
 
 _LOOP = """scaler = torch.amp.GradScaler(init_scale=2.0**{exponent:.0f})
 with torch.autocast(device_type, dtype=torch.float16):
@@ -192,14 +195,14 @@ _WHOLE_NUMBERS = (
     "positions = torch.arange(length, dtype=torch.float32)",
     _POSITIONS,
 )
-_BECAUSE: dict[Because, tuple[str, str]] = {
-    "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
-    "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
 _BEYOND = (
     "whole numbers beyond 65504 are cast to 16 bits: keep positions, times or indices in float32 "
     "and cast what follows; normalise what is data",
     *_WHOLE_NUMBERS[1:],
 )
+_BECAUSE: dict[Because, tuple[str, str]] = {
+    "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
+    "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
     "underflow": (
         "results there are below the normal numbers of 16 bits, where digits are lost or all is 0",
         "numbers/precision_formats_traps.html#formats-eps",
@@ -214,6 +217,10 @@ _BEYOND = (
 NOTICED = 0.05
 """Relative error of all gradients that is worth a word where it can be halved."""
 
+_CHOOSE = ("argmax", "argmin")
+OTHERS = 0.5
+"""Share of an ``argmax``'s rows that choose something else from which on it is worth a word."""
+
 _UNEQUAL_RUNS = Advice(
     "every format",
     "make the step repeatable first: two float32 runs differ, so nothing that compares a format's "
@@ -221,10 +228,6 @@ _UNEQUAL_RUNS = Advice(
     "batches=, and random numbers from torch, numpy or random",
 )
 
-
-_CHOOSE = ("argmax", "argmin")
-OTHERS = 0.5
-"""Share of an ``argmax``'s rows that choose something else from which on it is worth a word."""
 
 def advise(
     reports: dict[str, FormatReport],
@@ -320,6 +323,13 @@ def _for_what_survives(
         yield Advice(v.format, f"no gradient reaches {named}, as one does in float32: look for "
                      "what rounds to 0 before, as 1 - 0.999 in bfloat16, and keep it in float32",
                      "", "numbers/rounding_and_sums_traps.html#sums-variance")  # fmt: skip
+    for one in flipped:
+        if one.operator in _CHOOSE and one.share > OTHERS:
+            yield Advice(v.format, f"{one.operator} chooses differently in {one.share:.0%} of its "
+                         f"rows: compute what it compares in float32 ({one.place})",
+                         "with torch.autocast(device_type, enabled=False):\n    ...  "
+                         "# what is compared, its 16-bit tensors as .float()",
+                         "practice/own_model_traps.html#own-router")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,
@@ -328,13 +338,6 @@ def _for_what_survives(
             *_WHOLE_NUMBERS[1:],
         )
 
-    for one in flipped:
-        if one.operator in _CHOOSE and one.share > OTHERS:
-            yield Advice(v.format, f"{one.operator} chooses differently in {one.share:.0%} of its "
-                         f"rows: compute what it compares in float32 ({one.place})",
-                         "with torch.autocast(device_type, enabled=False):\n    ...  "
-                         "# what is compared, its 16-bit tensors as .float()",
-                         "practice/own_model_traps.html#own-router")  # fmt: skip
 
 def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
     """The fewest parts to keep in float32: all that is known where nothing was infinite."""
@@ -369,11 +372,11 @@ def _cures(
             return  # another line made the divisor 0, and no eps mends that
         if _is_0_in_bfloat16(seen, reports):
             what, lines, page = _DIFFERENCE
+    if seen.operator == "_to_copy" and seen.key.place in report.rounded:
+        what, lines, page = _BEYOND
     yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
 
 
-    if seen.operator == "_to_copy" and seen.key.place in report.rounded:
-        what, lines, page = _BEYOND
 def _is_0_in_bfloat16(seen: Seen, reports: dict[str, FormatReport]) -> bool:
     other = reports["bfloat16"].verdict.failure if "bfloat16" in reports else None
     return other is not None and _divides_by_0(other) and other.key.place == seen.key.place
@@ -397,26 +400,42 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
 
 
 def _for_states(writes: list[Write]) -> Iterator[Advice]:
-    still = [w for w in writes if w.lost_share(torch.bfloat16) > STANDS_STILL]
+    """Of states that are in 16 bits what they do, and of those in float32 what they would do."""
+    passed = [w for w in writes if w.stored in SIXTEEN_BIT]
+    still = [w for w in passed if w.lost_share(w.stored) > STANDS_STILL]
+    for dtype in dict.fromkeys(w.stored for w in still):
+        yield from _that_stand_still([w for w in still if w.stored == dtype], PASSED, dtype)
+    if any(w.state == "weights" and w.operator == "mul_" for w in still):
+        yield Advice(PASSED, "weight decay changes nothing: 1 - lr * weight_decay rounds to 1",
+                     "model = model.float()  # before the optimizer is made",
+                     "recipe/master_weights.html#mw-which")  # fmt: skip
+    told = {w.state for w in still}
+    wide = [w for w in writes if w.stored not in SIXTEEN_BIT and w.state not in told]
+    still = [w for w in wide if w.lost_share(torch.bfloat16) > STANDS_STILL]
+    yield from _that_stand_still(still, STATES, torch.bfloat16)
+
+
+def _that_stand_still(still: list[Write], format: str, dtype: torch.dtype) -> Iterator[Advice]:
     states = {w.state for w in still if w.operator != "mul_"}
+    name = dtype_name(dtype)
     if "weights" in states:
-        yield Advice(STATES, "keep the weights in float32 and let autocast cast them: "
+        yield Advice(format, "keep the weights in float32 and let autocast cast them: "
                      "16-bit ones lose most of these updates",
                      "model = model.float()  # and torch.autocast around the forward pass\n"
                      "# or: optimizer = mpbook.master_weights.MasterWeights(optimizer)",
                      "recipe/master_weights.html#mw-which")  # fmt: skip
     if any(w.state == "exp_avg_sq" for w in still):
         yield Advice(
-            STATES,
-            "keep Adam's second moment in float32: in bfloat16 it can grow and not fall",
+            format,
+            f"keep Adam's second moment in float32: in {name} it can grow and not fall",
             "",
             "recipe/master_weights_traps.html#mw-beta2",
         )
     others = states - {"weights", "exp_avg_sq", "exp_avg"}
     if others:
         yield Advice(
-            STATES,
-            f"keep {', '.join(sorted(others))} in float32: in bfloat16 they stand still",
+            format,
+            f"keep {', '.join(sorted(others))} in float32: in {name} they stand still",
             "",
             "recipe/master_weights_traps.html#mw-ema",
         )

@@ -129,7 +129,12 @@ def _diagnosed(
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
     report.advice = tuple(
-        advise(report.formats, writes, repeatable=report.repeatable, loss=workload.written_loss)
+        advise(
+            report.formats,
+            list(report.writes),
+            repeatable=report.repeatable,
+            loss=workload.written_loss,
+        )
     )
     return report
 

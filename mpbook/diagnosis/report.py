@@ -227,7 +227,7 @@ def _state(write: Write) -> list[Line]:
     for dtype in SIXTEEN_BIT:
         share, lost = write.share(dtype), write.lost_share(dtype)
         name = dtype_name(dtype)
-        if share < 0.01:
+        if share < 0.01 or write.stored in SIXTEEN_BIT:  # then what it really did is said
             continue
         said = f"{write.state} ({what}): {share:.0%} of the writes change nothing, {lost:.0%} lost"
         if write.state == "weights" and write.operator != "mul_":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import mpbook
 from mpbook.device import compiled
 from mpbook.diagnosis import Diagnosis, diagnose
+from mpbook.diagnosis.advice import PASSED, STATES
 from mpbook.diagnosis.zoo.healthy import VAE, LoRA
 from mpbook.master_weights import MasterWeights
 
@@ -174,6 +175,19 @@ def test_a_model_in_16_bits_is_told_what_its_weights_swallow(wrap: Any) -> None:
     assert found.survives("bfloat16") == "yes"
     really = [w for w in found.writes if w.really_swallowed and w.state == "weights"]
     assert bool(really) == (wrap is not MasterWeights)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_what_weights_in_16_bits_do_is_not_told_as_what_they_would_do(foreach: bool) -> None:
+    adam = partial(torch.optim.AdamW, lr=1e-3, foreach=foreach)
+    found = diagnose(mlp().bfloat16(), (X.bfloat16(), Y), loss=F.cross_entropy, optimizer=adam)
+    said = found.to_do()
+    assert f"{PASSED}: weight decay changes nothing" in said
+    assert f"{PASSED}: keep Adam's second moment" in said
+    assert STATES not in said and "Nothing to do" not in said
+    wide = diagnose(mlp(), (X, Y), loss=F.cross_entropy, optimizer=adam)
+    assert PASSED not in wide.to_do() and "Nothing to do" in wide.to_do()
+    assert "most of these updates" not in wide.to_do()
 
 
 def test_adam_over_float16_weights_is_not_finite_after_the_step() -> None:
