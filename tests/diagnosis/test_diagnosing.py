@@ -190,6 +190,15 @@ def test_what_weights_in_16_bits_do_is_not_told_as_what_they_would_do(foreach: b
     assert "most of these updates" not in wide.to_do()
 
 
+def test_a_step_that_casts_to_the_16_bits_of_its_weights_hears_that_they_are_wide() -> None:
+    def step(model: nn.Module, optimizer: Any, batch: Any) -> None:
+        model(batch[0].bfloat16()).float().mean().backward()
+
+    with pytest.raises(RuntimeError, match="dtype") as raised:
+        diagnose(mlp().bfloat16(), (X,), step=step)
+    assert "passed in 16 bits are in float32" in raised.value.__notes__[0]
+
+
 def test_adam_over_float16_weights_is_not_finite_after_the_step() -> None:
     found = diagnose(mlp(), (X, Y), loss=lambda o, y: F.cross_entropy(o, y) / 50, optimizer=ADAM)
     pure = found.formats["float16"].pure
