@@ -129,6 +129,13 @@ _SPOILT = (
 )
 """Of an operator that no float32 of its own mends."""
 
+_GRADIENT = (
+    "a gradient beyond 65504 is cast to 16 bits there, as that of a log or a quotient of small "
+    "numbers: compute what it is of in float32",
+    _ELSE[1],
+    "recipe/autocast_traps.html#autocast-island",
+)
+
 _INDEFINITE = (
     "rounding has made this matrix singular, or not positive definite: build it in float32",
     "with torch.autocast(device_type, enabled=False):\n    matrix = x.float() @ x.float().mT",
@@ -393,6 +400,8 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
     is_wide = seen.dtype not in SIXTEEN_BIT
     if _divides_by_0(seen):
         return _SPOILT if is_wide and seen.key.phase == "backward" else _EPS
+    if seen.operator == "_to_copy" and seen.key.phase == "backward":
+        return _GRADIENT
     if is_like_a_mask(seen):
         return _MASK
     otherwise = _SPOILT if is_wide and seen.signs == {"nan"} else _ELSE

@@ -139,6 +139,18 @@ def test_advice_speaks_of_an_eps_only_where_a_divisor_is_zero() -> None:
     assert "quotient is beyond 65504" in first_advice("contrast of long features")
 
 
+def test_a_gradient_that_overflows_is_no_mask_and_no_input() -> None:
+    def products(x: Tensor) -> Tensor:
+        return (x.sigmoid() * 2**-12 * 2**-12 * 2**-12).sum(-1)
+
+    def loss(out: Tensor) -> Tensor:
+        return -(out + 1e-30).log().mean()
+
+    model = mlp(Lambda(products))[:2]
+    first = diagnose(model, batch()[0], loss=loss, **FAST).advice[0]
+    assert "a gradient beyond 65504" in first.what
+
+
 def _over_what_is_left(x: Tensor) -> Tensor:
     left = 1 - torch.full_like(x, 0.9999)
     return x + 1e-4 * x / left
