@@ -266,6 +266,7 @@ class Codes(nn.Module):
         torch.manual_seed(0)
         self.layer = nn.Linear(8, 4)
         nn.init.constant_(self.layer.bias, offset)
+        self.codes: Tensor
         self.register_buffer("codes", torch.randn(16, 4) + offset)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,7 +274,7 @@ class Codes(nn.Module):
         codes = self.codes.to(hidden.dtype)
         squares = (hidden * hidden).sum(1, keepdim=True) + (codes * codes).sum(1)
         nearest = (squares.to(hidden.dtype) - 2 * hidden @ codes.mT).argmin(-1)
-        return hidden.float() - 0.1 * self.codes[nearest]  # type: ignore[index]
+        return hidden.float() - 0.1 * self.codes[nearest]
 
 
 @pytest.mark.parametrize(("offset", "is_told"), [(0.0, False), (60.0, True)])
