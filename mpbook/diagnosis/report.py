@@ -200,7 +200,7 @@ def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:
             said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
     if v.survives != "no" and v.loss_error > WRONG and repeatable:
-        said = f"its value is {v.loss_error:.0%} off float32's, whatever its gradients are"
+        said = f"its value is {v.loss_error:.0%} off float32's, whatever the first gradients are"
         found.append(Line("loss", name, said, "", "run"))
     for one in part.flipped:
         said = f"{one.operator} chooses differently in {one.share:.1%} of its rows"

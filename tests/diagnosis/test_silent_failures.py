@@ -236,6 +236,28 @@ def test_a_loss_whose_value_alone_is_off_is_told() -> None:
     assert found.survives("bfloat16") == "yes" and len(said) == 1 and "off float32's" in said[0]
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_loss_that_stands_still_in_the_next_steps_is_told(is_told: bool) -> None:
+    class Preference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(8, 8, bias=False)
+            self.start: Tensor
+            self.register_buffer("start", self.layer.weight.detach().clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            now, before = self.layer(x), F.linear(x, self.start)
+            offset = 1000.0 if is_told else 0.0  # of a sum over many tokens
+            sums = [part.sum().to(part.dtype) + offset for part in (now, before)]
+            return -F.logsigmoid(sums[0] - sums[1])
+
+    sgd = partial(torch.optim.SGD, lr=0.003)
+    found = diagnose(Preference(), (X,), optimizer=sgd, formats=["bfloat16"])
+    assert found.survives("bfloat16") == "yes" and found.of("bfloat16").total < 0.3
+    assert any(line.topic == "loss" for line in found.lines()) == is_told
+
+
 def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> None:
     class Slow(nn.Module):
         """An average whose decay is 1 in bfloat16."""
