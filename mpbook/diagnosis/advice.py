@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.batches import WITH_A_LOSS
+from mpbook.diagnosis.choices import Flipped
 from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
 from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
@@ -29,6 +31,8 @@ class Advice:
 
 STATES = "if weights or states were in 16 bits"
 """What is said of states that are not."""
+PASSED = "weights or states in 16 bits, as passed"
+"""And of those that are."""
 
 _LOOP = """scaler = torch.amp.GradScaler(init_scale=2.0**{exponent:.0f})
 with torch.autocast(device_type, dtype=torch.float16):
@@ -59,6 +63,13 @@ _EPS = (
     "numbers/precision_formats_traps.html#formats-eps",
 )
 _DIVIDES = frozenset("div div_ reciprocal rsqrt".split())
+_DIFFERENCE = (
+    "this divisor is 0 in bfloat16 too, which keeps an eps of 1e-8: a difference of nearly equal "
+    "numbers, as 1 - 0.999, rounds to 0: take it in float32, of what was never rounded",
+    "left = 1 - x  # x in float32, and no float32 of a 16-bit x",
+    "numbers/rounding_and_sums_traps.html#sums-variance",
+)
+"""Of a divisor that no eps makes 0."""
 
 _BY_OPERATOR: dict[str, tuple[str, str, str]] = {
     "mm": (
@@ -117,6 +128,13 @@ _SPOILT = (
     "numbers/rounding_and_sums_traps.html#sums-variance",
 )
 """Of an operator that no float32 of its own mends."""
+
+_GRADIENT = (
+    "a gradient beyond 65504 is cast to 16 bits there, as that of a log or a quotient of small "
+    "numbers: compute what it is of in float32",
+    _ELSE[1],
+    "recipe/autocast_traps.html#autocast-island",
+)
 
 _INDEFINITE = (
     "rounding has made this matrix singular, or not positive definite: build it in float32",
@@ -184,6 +202,11 @@ _WHOLE_NUMBERS = (
     "positions = torch.arange(length, dtype=torch.float32)",
     _POSITIONS,
 )
+_BEYOND = (
+    "whole numbers beyond 65504 are cast to 16 bits: keep positions, times or indices in float32 "
+    "and cast what follows; normalise what is data",
+    *_WHOLE_NUMBERS[1:],
+)
 _BECAUSE: dict[Because, tuple[str, str]] = {
     "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
     "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
@@ -200,6 +223,10 @@ _BECAUSE: dict[Because, tuple[str, str]] = {
 
 NOTICED = 0.05
 """Relative error of all gradients that is worth a word where it can be halved."""
+
+_CHOOSE = ("argmax", "argmin")
+OTHERS = 0.5
+"""Share of an ``argmax``'s rows that choose something else from which on it is worth a word."""
 
 _UNEQUAL_RUNS = Advice(
     "every format",
@@ -234,7 +261,7 @@ def advise(
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
     verdict = replace(report.verdict, wrong=False, total=0.0, without_gradient=())
-    return replace(report, verdict=verdict, total_without=None)
+    return replace(report, verdict=verdict, total_without=None, flipped=())
 
 
 def _for_a_format(
@@ -251,7 +278,7 @@ def _for_a_format(
             yield Advice("every format", what, "", "recipe/loss_scaling_traps.html#ls-nan")
         return
     if v.survives == "no":
-        known = [*_cures(v), *_rescues(v, report.rescue)]
+        known = [*_cures(v, report, reports), *_rescues(v, report.rescue)]
         yield from known
         other = reports["bfloat16"].verdict if "bfloat16" in reports else None
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
@@ -267,7 +294,7 @@ def _for_a_format(
                      _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
-        yield from _for_what_survives(v, report.total_without)
+        yield from _for_what_survives(v, report.total_without, report.flipped)
     if v.survives != "no" and v.total > WRONG:
         known = list(_rescues(v, report.rescue))
         what = f"finite, with gradients {v.total:.0%} off float32's: rounding the weights alone "
@@ -289,7 +316,9 @@ def _for_a_format(
                      "recipe/autocast_traps.html#autocast-batch-norm")  # fmt: skip
 
 
-def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterator[Advice]:
+def _for_what_survives(
+    v: FormatVerdict, total_without: float | None, flipped: Iterable[Flipped]
+) -> Iterator[Advice]:
     if v.failure is not None:
         outside = v.failure.key.place.module == LOSS
         yield Advice(v.format, "training goes on, but the loss that is printed is not finite, and "
@@ -301,6 +330,13 @@ def _for_what_survives(v: FormatVerdict, total_without: float | None) -> Iterato
         yield Advice(v.format, f"no gradient reaches {named}, as one does in float32: look for "
                      "what rounds to 0 before, as 1 - 0.999 in bfloat16, and keep it in float32",
                      "", "numbers/rounding_and_sums_traps.html#sums-variance")  # fmt: skip
+    for one in flipped:
+        if one.operator in _CHOOSE and one.share > OTHERS:
+            yield Advice(v.format, f"{one.operator} chooses differently in {one.share:.0%} of its "
+                         f"rows: compute what it compares in float32 ({one.place})",
+                         "with torch.autocast(device_type, enabled=False):\n    ...  "
+                         "# what is compared, its 16-bit tensors as .float()",
+                         "practice/own_model_traps.html#own-router")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,
@@ -326,15 +362,35 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
         yield Advice(v.format, f"{what}compare a longer run with float32's")
 
 
-def _cures(v: FormatVerdict) -> Iterator[Advice]:
+def _cures(
+    v: FormatVerdict, report: FormatReport, reports: dict[str, FormatReport]
+) -> Iterator[Advice]:
     _, raises, message = v.reason.partition(" raises ")
     told = (cure for words, cure in _BY_MESSAGE if raises and words in message)
     for what, lines, page in dict.fromkeys(told):
         yield Advice(v.format, what, lines, page)
     seen = v.failure
-    if seen is not None:
-        what, lines, page = _of_an_operator(seen, v.behind)
-        yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
+    if seen is None:
+        return
+    what, lines, page = _of_an_operator(seen, v.behind)
+    if what == _EPS[0]:
+        found = report.rescue
+        if found is not None and found.holds and seen.key.place not in found.places:
+            return  # another line made the divisor 0, and no eps mends that
+        if _is_0_in_bfloat16(seen, reports):
+            what, lines, page = _DIFFERENCE
+    if seen.operator == "_to_copy" and seen.key.place in report.rounded:
+        what, lines, page = _BEYOND
+    yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
+
+
+def _is_0_in_bfloat16(seen: Seen, reports: dict[str, FormatReport]) -> bool:
+    other = reports["bfloat16"].verdict.failure if "bfloat16" in reports else None
+    return other is not None and _divides_by_0(other) and other.key.place == seen.key.place
+
+
+def _divides_by_0(seen: Seen) -> bool:
+    return seen.operator in _DIVIDES and " is 0" in seen.cause
 
 
 def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
@@ -342,8 +398,10 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
     if seen.operator in ("mm", "bmm", "baddbmm") and behind and behind.operator == "_softmax":
         return _ATTENTION
     is_wide = seen.dtype not in SIXTEEN_BIT
-    if seen.operator in _DIVIDES and " is 0" in seen.cause:
+    if _divides_by_0(seen):
         return _SPOILT if is_wide and seen.key.phase == "backward" else _EPS
+    if seen.operator == "_to_copy" and seen.key.phase == "backward":
+        return _GRADIENT
     if is_like_a_mask(seen):
         return _MASK
     otherwise = _SPOILT if is_wide and seen.signs == {"nan"} else _ELSE
@@ -351,26 +409,42 @@ def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
 
 
 def _for_states(writes: list[Write]) -> Iterator[Advice]:
-    still = [w for w in writes if w.lost_share(torch.bfloat16) > STANDS_STILL]
+    """Of states that are in 16 bits what they do, and of those in float32 what they would do."""
+    passed = [w for w in writes if w.stored in SIXTEEN_BIT]
+    still = [w for w in passed if w.lost_share(w.stored) > STANDS_STILL]
+    for dtype in dict.fromkeys(w.stored for w in still):
+        yield from _that_stand_still([w for w in still if w.stored == dtype], PASSED, dtype)
+    if any(w.state == "weights" and w.operator == "mul_" for w in still):
+        yield Advice(PASSED, "weight decay changes nothing: 1 - lr * weight_decay rounds to 1",
+                     "model = model.float()  # before the optimizer is made",
+                     "recipe/master_weights.html#mw-which")  # fmt: skip
+    told = {w.state for w in still}
+    wide = [w for w in writes if w.stored not in SIXTEEN_BIT and w.state not in told]
+    still = [w for w in wide if w.lost_share(torch.bfloat16) > STANDS_STILL]
+    yield from _that_stand_still(still, STATES, torch.bfloat16)
+
+
+def _that_stand_still(still: list[Write], format: str, dtype: torch.dtype) -> Iterator[Advice]:
     states = {w.state for w in still if w.operator != "mul_"}
+    name = dtype_name(dtype)
     if "weights" in states:
-        yield Advice(STATES, "keep the weights in float32 and let autocast cast them: "
+        yield Advice(format, "keep the weights in float32 and let autocast cast them: "
                      "16-bit ones lose most of these updates",
                      "model = model.float()  # and torch.autocast around the forward pass\n"
                      "# or: optimizer = mpbook.master_weights.MasterWeights(optimizer)",
                      "recipe/master_weights.html#mw-which")  # fmt: skip
     if any(w.state == "exp_avg_sq" for w in still):
         yield Advice(
-            STATES,
-            "keep Adam's second moment in float32: in bfloat16 it can grow and not fall",
+            format,
+            f"keep Adam's second moment in float32: in {name} it can grow and not fall",
             "",
             "recipe/master_weights_traps.html#mw-beta2",
         )
     others = states - {"weights", "exp_avg_sq", "exp_avg"}
     if others:
         yield Advice(
-            STATES,
-            f"keep {', '.join(sorted(others))} in float32: in bfloat16 they stand still",
+            format,
+            f"keep {', '.join(sorted(others))} in float32: in {name} they stand still",
             "",
             "recipe/master_weights_traps.html#mw-ema",
         )

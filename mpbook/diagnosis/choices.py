@@ -25,18 +25,26 @@ class Flipped:
 
 
 def flipped(run: Run, reference: Run) -> list[Flipped]:
-    """Operators of the first step whose indices differ; in the order of execution."""
+    """Operators of the first step whose indices differ; in the order of execution.
+
+    Calls of one operator on one line, as in a loop over time, are one: the share is of all rows.
+    """
     known = {choice.key: choice.indices for choice in reference.recorder.choices}
-    found = []
+    found: dict[tuple[str, Place], list[tuple[float, int]]] = {}
     for choice in run.recorder.choices:
         expected = known.get(choice.key)
         if expected is None or expected.shape != choice.indices.shape or not expected.numel():
             continue
         share = _share(choice.indices, expected, ordered="topk" not in choice.key.operator)
-        if share:
-            name = choice.key.operator.partition(" ")[0]
-            found.append(Flipped(name, choice.key.place, share))
-    return found
+        name = choice.key.operator.partition(" ")[0]
+        found.setdefault((name, choice.key.place), []).append((share, expected.numel()))
+    pooled = ((n, p, _mean(shares)) for (n, p), shares in found.items())
+    return [Flipped(name, place, share) for name, place, share in pooled if share]
+
+
+def _mean(shares: list[tuple[float, int]]) -> float:
+    """Of shares, each with how many indices it is of."""
+    return sum(share * count for share, count in shares) / sum(count for _, count in shares)
 
 
 def _share(got: Tensor, expected: Tensor, *, ordered: bool) -> float:

@@ -33,6 +33,12 @@ Format = Literal["float16", "bfloat16"]
 FORMATS: tuple[Format, ...] = ("float16", "bfloat16")
 
 
+_WIDENED = (
+    "diagnose: weights that were passed in 16 bits are in float32 here, as the reference has them; "
+    "expected a model, or a step, that takes its dtype from its weights"
+)
+
+
 def diagnose(
     model: nn.Module,
     batches: Any,
@@ -110,6 +116,8 @@ def _diagnosed(
     ledger = StateLedger()
     reference = workload.run(torch.float32, steps=steps, writes=ledger)
     if reference.error is not None:
+        if workload.narrow:
+            reference.error.add_note(_WIDENED)
         raise reference.error
     workload.must_have_reached_the_copy(reference)
     workload.limit_operators(reference)
@@ -129,7 +137,12 @@ def _diagnosed(
         report.writes += _writes_as_given(workload, steps)
     report.unseen = tuple(unseen(workload, reference))
     report.advice = tuple(
-        advise(report.formats, writes, repeatable=report.repeatable, loss=workload.written_loss)
+        advise(
+            report.formats,
+            list(report.writes),
+            repeatable=report.repeatable,
+            loss=workload.written_loss,
+        )
     )
     return report
 

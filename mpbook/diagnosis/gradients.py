@@ -67,8 +67,15 @@ def _more(bare: float, helped: float) -> float:
 
 
 def loss_error(run: Run, reference: Run) -> float:
-    """The first loss, against float32's."""
-    if not run.losses or not reference.losses or not math.isfinite(run.losses[0]):
+    """The losses against float32's, where they are furthest off.
+
+    A difference that begins at 0, as a policy's from its reference, is right in the first step and
+    may stand still in the next.  Later ones are measured by the largest, as they may fall to 0.
+    """
+    pairs = list(zip(run.losses, reference.losses, strict=False))
+    if not pairs or not all(math.isfinite(loss) for loss in run.losses):
         return 0.0
-    expected = reference.losses[0]
-    return abs(run.losses[0] - expected) / max(abs(expected), 1e-12)
+    (got, expected), later = pairs[0], pairs[1:]
+    largest = max(abs(loss) for _, loss in pairs)
+    first = abs(got - expected) / max(abs(expected), 1e-12)
+    return max(first, *(abs(got - expected) / max(largest, 1e-12) for got, expected in later), 0.0)

@@ -200,7 +200,7 @@ def _silent(name: str, part: FormatReport, *, repeatable: bool) -> list[Line]:
             said += f"; rounding the weights alone moves them by {v.sensitive:.0%}: ill-conditioned"
         found.append(Line("rounding", name, said, worst, "run"))
     if v.survives != "no" and v.loss_error > WRONG and repeatable:
-        said = f"its value is {v.loss_error:.0%} off float32's, whatever its gradients are"
+        said = f"its value is {v.loss_error:.0%} off float32's, whatever the first gradients are"
         found.append(Line("loss", name, said, "", "run"))
     for one in part.flipped:
         said = f"{one.operator} chooses differently in {one.share:.1%} of its rows"
@@ -227,7 +227,7 @@ def _state(write: Write) -> list[Line]:
     for dtype in SIXTEEN_BIT:
         share, lost = write.share(dtype), write.lost_share(dtype)
         name = dtype_name(dtype)
-        if share < 0.01:
+        if share < 0.01 or write.stored in SIXTEEN_BIT:  # then what it really did is said
             continue
         said = f"{write.state} ({what}): {share:.0%} of the writes change nothing, {lost:.0%} lost"
         if write.state == "weights" and write.operator != "mul_":

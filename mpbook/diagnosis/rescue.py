@@ -32,6 +32,9 @@ FEW = 4
 
 Because = Literal["overflow", "whole numbers", "underflow", "rounding"]
 
+_SUMS = frozenset("add add_ sub sub_ rsub".split())
+"""What is exact below the normal numbers: only its operands can have been rounded."""
+
 
 @dataclass(frozen=True)
 class Rescue:
@@ -209,9 +212,14 @@ def _because(failed: Run, reference: Run, kept: list[Place]) -> Because:
 
 
 def _underflows(seen: Seen, reference: Run) -> bool:
-    """Whether all of a result is below the normal numbers of its dtype, and no tensor of zeros."""
-    expected = reference.recorder.seen.get(seen.key, seen)
-    return seen.largest < torch.finfo(seen.dtype).tiny and expected.largest > 0
+    """Whether all of a result is below the normal numbers of its dtype, and no tensor of zeros.
+
+    A sum that is 0, as 1 - 0.9999 in 16 bits, has underflowed only if it is as small in float32.
+    """
+    expected = reference.recorder.seen.get(seen.key, seen).largest
+    tiny = torch.finfo(seen.dtype).tiny
+    is_small = expected < tiny or seen.operator not in _SUMS
+    return seen.largest < tiny and expected > 0 and is_small
 
 
 def _of_a_line(place: Place) -> str:

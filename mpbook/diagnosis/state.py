@@ -112,7 +112,7 @@ class StateLedger:
         result = run()
         for number, (target, old) in enumerate(zip(targets, before, strict=True)):
             state, name = self._names[target.untyped_storage().data_ptr()]
-            operator = func._schema.name.removeprefix("aten::")
+            operator = func._schema.name.removeprefix("aten::").removeprefix("_foreach_")
             meant = exact[number] if exact and number < len(exact) else None
             self._add(state, name, operator, old, target.detach(), meant)
         return result

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import mpbook
 from mpbook.device import compiled
 from mpbook.diagnosis import Diagnosis, diagnose
+from mpbook.diagnosis.advice import PASSED, STATES
 from mpbook.diagnosis.zoo.healthy import VAE, LoRA
 from mpbook.master_weights import MasterWeights
 
@@ -176,6 +177,28 @@ def test_a_model_in_16_bits_is_told_what_its_weights_swallow(wrap: Any) -> None:
     assert bool(really) == (wrap is not MasterWeights)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_what_weights_in_16_bits_do_is_not_told_as_what_they_would_do(foreach: bool) -> None:
+    adam = partial(torch.optim.AdamW, lr=1e-3, foreach=foreach)
+    found = diagnose(mlp().bfloat16(), (X.bfloat16(), Y), loss=F.cross_entropy, optimizer=adam)
+    said = found.to_do()
+    assert f"{PASSED}: weight decay changes nothing" in said
+    assert f"{PASSED}: keep Adam's second moment" in said
+    assert STATES not in said and "Nothing to do" not in said
+    wide = diagnose(mlp(), (X, Y), loss=F.cross_entropy, optimizer=adam)
+    assert PASSED not in wide.to_do() and "Nothing to do" in wide.to_do()
+    assert "most of these updates" not in wide.to_do()
+
+
+def test_a_step_that_casts_to_the_16_bits_of_its_weights_hears_that_they_are_wide() -> None:
+    def step(model: nn.Module, optimizer: Any, batch: Any) -> None:
+        model(batch[0].bfloat16()).float().mean().backward()
+
+    with pytest.raises(RuntimeError, match="dtype") as raised:
+        diagnose(mlp().bfloat16(), (X,), step=step)
+    assert "passed in 16 bits are in float32" in raised.value.__notes__[0]
+
+
 def test_adam_over_float16_weights_is_not_finite_after_the_step() -> None:
     found = diagnose(mlp(), (X, Y), loss=lambda o, y: F.cross_entropy(o, y) / 50, optimizer=ADAM)
     pure = found.formats["float16"].pure
@@ -232,6 +255,23 @@ def test_an_index_that_changes_is_a_tie() -> None:
     found = diagnose(Router(), (x, torch.zeros(2048).long()), loss=F.cross_entropy)
     flipped = {f: sum(one.share for one in found.formats[f].flipped) for f in found.formats}
     assert 0 < flipped["float16"] < flipped["bfloat16"] < 0.9
+
+
+def test_choices_of_a_loop_are_one_line_of_the_report() -> None:
+    class Best(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.layer(x)
+            return torch.stack([part.max(-1).values for part in scores.split(64)])
+
+    torch.manual_seed(0)
+    found = diagnose(Best(), torch.randn(2048, 32), loss=lambda best: best.mean())
+    for format, share in (("float16", 0.02), ("bfloat16", 0.2)):
+        (line,) = (one for one in found.lines() if (one.topic, one.format) == ("ties", format))
+        assert "max" in line.finding and 0 < found.formats[format].flipped[0].share < share
 
 
 def test_whole_numbers_that_are_rounded_have_a_line() -> None:

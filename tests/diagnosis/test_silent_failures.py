@@ -236,6 +236,28 @@ def test_a_loss_whose_value_alone_is_off_is_told() -> None:
     assert found.survives("bfloat16") == "yes" and len(said) == 1 and "off float32's" in said[0]
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_loss_that_stands_still_in_the_next_steps_is_told(is_told: bool) -> None:
+    class Preference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(8, 8, bias=False)
+            self.start: Tensor
+            self.register_buffer("start", self.layer.weight.detach().clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            now, before = self.layer(x), F.linear(x, self.start)
+            offset = 1000.0 if is_told else 0.0  # of a sum over many tokens
+            sums = [part.sum().to(part.dtype) + offset for part in (now, before)]
+            return -F.logsigmoid(sums[0] - sums[1])
+
+    sgd = partial(torch.optim.SGD, lr=0.003)
+    found = diagnose(Preference(), (X,), optimizer=sgd, formats=["bfloat16"])
+    assert found.survives("bfloat16") == "yes" and found.of("bfloat16").total < 0.3
+    assert any(line.topic == "loss" for line in found.lines()) == is_told
+
+
 def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> None:
     class Slow(nn.Module):
         """An average whose decay is 1 in bfloat16."""
@@ -256,3 +278,40 @@ def test_a_layer_that_no_gradient_reaches_is_told_however_small_its_share() -> N
     assert found.of("float16").without_gradient == ()
     (told,) = [one for one in found.advice if one.what.startswith("no gradient reaches")]
     assert told.format == "bfloat16" and "before.weight, before.bias" in told.what
+
+
+class Codes(nn.Module):
+    """Nearest codes by ``|a|^2 + |b|^2 - 2ab``, far from the origin or at it."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+        nn.init.constant_(self.layer.bias, offset)
+        self.codes: Tensor
+        self.register_buffer("codes", torch.randn(16, 4) + offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        codes = self.codes.to(hidden.dtype)
+        squares = (hidden * hidden).sum(1, keepdim=True) + (codes * codes).sum(1)
+        nearest = (squares.to(hidden.dtype) - 2 * hidden @ codes.mT).argmin(-1)
+        return hidden.float() - 0.1 * self.codes[nearest]
+
+
+@pytest.mark.parametrize(("offset", "is_told"), [(0.0, False), (60.0, True)])
+def test_choices_of_which_most_differ_are_in_what_to_do(offset: float, is_told: bool) -> None:
+    x = torch.randn(128, 8, generator=torch.Generator().manual_seed(0))
+    found = diagnose(Codes(offset), x, loss=lambda out: out.float().square().mean())
+    assert found.survives("bfloat16") == "yes"
+    assert ("argmin chooses differently" in found.to_do()) == is_told
+
+
+def test_positions_beyond_65504_are_not_to_be_standardised() -> None:
+    def rotated(hidden: Tensor) -> Tensor:
+        positions = torch.arange(99_984, 100_000).to(hidden.dtype)
+        return hidden * positions.float().sin()[:, None]
+
+    first = diagnosed(Between(rotated)).advice[0]
+    assert "keep positions, times or indices in float32" in first.what
+    assert "mean" not in first.lines and "positions" in first.lines

@@ -147,13 +147,18 @@ def test_a_list_of_several_dtypes_is_written_once() -> None:
     model = Ones(BRAIN)
     model.average = model.average.float()  # type: ignore[operator]
     found = ledger_of(model, lambda m: torch._foreach_add_([m.weight, m.average], 2**-9))
-    assert found["weights", "_foreach_add_"].really_swallowed == 8
+    assert found["weights", "add_"].really_swallowed == 8
     assert model.average.tolist() == [1 + 2**-9] * 8  # type: ignore[operator, union-attr]
 
 
 def test_lists_of_tensors_count_as_their_tensors() -> None:
     found = ledger_of(Ones(), lambda m: torch._foreach_add_([m.weight, m.average], 2**-9))
     assert {state for state, _ in found} == {"weights", "buffers"}
+
+
+def test_an_operator_of_lists_is_named_as_that_of_tensors() -> None:
+    found = ledger_of(Ones(), lambda m: torch._foreach_mul_([m.weight, m.average], 1 - 2**-12))
+    assert set(found) == {("weights", "mul_"), ("buffers", "mul_")}
 
 
 def test_other_tensors_are_nobodys_state() -> None:

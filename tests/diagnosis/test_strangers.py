@@ -139,6 +139,41 @@ def test_advice_speaks_of_an_eps_only_where_a_divisor_is_zero() -> None:
     assert "quotient is beyond 65504" in first_advice("contrast of long features")
 
 
+def test_a_gradient_that_overflows_is_no_mask_and_no_input() -> None:
+    def products(x: Tensor) -> Tensor:
+        return (x.sigmoid() * 2**-12 * 2**-12 * 2**-12).sum(-1)
+
+    def loss(out: Tensor) -> Tensor:
+        return -(out + 1e-30).log().mean()
+
+    model = mlp(Lambda(products))[:2]
+    first = diagnose(model, batch()[0], loss=loss, **FAST).advice[0]
+    assert "a gradient beyond 65504" in first.what
+
+
+def _over_what_is_left(x: Tensor) -> Tensor:
+    left = 1 - torch.full_like(x, 0.9999)
+    return x + 1e-4 * x / left
+
+
+def _standardised(x: Tensor) -> Tensor:
+    small = 1e-4 * x
+    variance = (small * small).mean(-1, keepdim=True)
+    return small / (variance.sqrt() + 1e-8)
+
+
+def test_an_eps_is_not_blamed_for_a_difference_or_a_square_that_is_zero() -> None:
+    found = diagnose(mlp(Lambda(_over_what_is_left)), batch(), loss=F.cross_entropy, steps=2)
+    assert found.survives("bfloat16") == "no" and "eps below" not in found.to_do()
+    assert all("difference of nearly equal numbers" in one.what for one in found.advice)
+    options = {**FAST, "rescue": True}
+    found = diagnose(mlp(Lambda(_standardised)), batch(), loss=F.cross_entropy, **options)
+    failure, rescue = found.of("float16").failure, found.formats["float16"].rescue
+    assert failure is not None and failure.operator == "div" and " is 0" in failure.cause
+    assert rescue is not None and failure.key.place not in rescue.places
+    assert "eps below" not in found.to_do() and "below the normal numbers" in found.advice[0].what
+
+
 def test_a_model_that_casts_by_itself_is_not_told_that_no_format_is_to_blame() -> None:
     model = mlp(Lambda(lambda x: (x * 1e6).half().float()))
     found = diagnose(model, batch(), loss=F.cross_entropy, **FAST)
