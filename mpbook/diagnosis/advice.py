@@ -260,7 +260,7 @@ def advise(
 
 
 def _without_comparisons(report: FormatReport) -> FormatReport:
-    verdict = replace(report.verdict, wrong=False, total=0.0, without_gradient=())
+    verdict = replace(report.verdict, wrong=False, total=0.0, loss_error=0.0, without_gradient=())
     return replace(report, verdict=verdict, total_without=None, flipped=())
 
 
@@ -337,6 +337,11 @@ def _for_what_survives(
                          "with torch.autocast(device_type, enabled=False):\n    ...  "
                          "# what is compared, its 16-bit tensors as .float()",
                          "practice/own_model_traps.html#own-router")  # fmt: skip
+    if v.loss_error > WRONG >= v.total:
+        yield Advice(v.format, f"the loss is {v.loss_error:.0%} off float32's, though the first "
+                     "gradients are not: add up, and subtract, in float32 what it is made of",
+                     "loss = losses.float().sum()  # a difference too: of sums in float32",
+                     "numbers/rounding_and_sums.html#sums-float32")  # fmt: skip
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,

@@ -234,6 +234,7 @@ def test_a_loss_whose_value_alone_is_off_is_told() -> None:
     found = diagnose(Critic(), (X,), formats=["bfloat16"])
     said = [line.finding for line in found.lines() if line.topic == "loss"]
     assert found.survives("bfloat16") == "yes" and len(said) == 1 and "off float32's" in said[0]
+    assert [one.what.partition(" is ")[0] for one in found.advice] == ["the loss"]
 
 
 @pytest.mark.parametrize("is_told", [False, True])

@@ -139,6 +139,7 @@ def test_a_module_whose_weights_have_gradients_was_used_by_other_ways_than_a_cal
 
 def test_the_error_of_a_loss_is_relative() -> None:
     assert loss_error(run(losses=[110.0]), run(losses=[100.0])) == pytest.approx(0.1)
+    assert loss_error(run(losses=[1e-3, -1.0]), run(losses=[1e-9, -1.1])) == pytest.approx(1 / 11)
 
 
 def test_a_failure_has_its_step_from_one_and_what_is_not_finite_after_it() -> None:
