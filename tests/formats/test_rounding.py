@@ -361,6 +361,16 @@ def test_compiled_code_gives_the_same_bits_for_all_shapes(name, rounding, overfl
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float8_e5m2"])
+def test_no_draw_takes_an_infinity_back(name: str) -> None:
+    """The largest float32 is not infinity: of 2**20 some would round down to bfloat16's largest."""
+    rounded = compiled_round_to(name, rounding="stochastic", overflow="inf")
+    x = torch.full((2**20,), math.inf)
+    x[1::2] = -math.inf
+    assert torch.equal(rounded(x, generator=torch.Generator().manual_seed(0)), x)
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_compiled_code_rounds_a_float64_once_and_in_place(name):
