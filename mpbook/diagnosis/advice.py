@@ -1,4 +1,7 @@
-"""What to do about a verdict: ranked, each with lines to paste and the section that explains it."""
+"""What to do about a verdict: ranked, each with lines to paste and the section that explains it.
+
+When something is said is here; what mends it, in `cures`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,23 @@ import torch
 from mpbook.autocast.policy import dtype_name
 from mpbook.diagnosis.batches import WITH_A_LOSS
 from mpbook.diagnosis.choices import Flipped
+from mpbook.diagnosis.cures import (
+    BECAUSE,
+    BEYOND,
+    BFLOAT16,
+    BY_MESSAGE,
+    DIFFERENCE,
+    ELSE,
+    EPS,
+    LOOP,
+    TOO_LARGE,
+    WHOLE_NUMBERS,
+    divides_by_0,
+    of_an_operator,
+)
 from mpbook.diagnosis.format_report import FormatReport
-from mpbook.diagnosis.places import LOSS, Seen, is_like_a_mask
-from mpbook.diagnosis.rescue import OF_THE_LOSS, Because, Rescue
+from mpbook.diagnosis.places import LOSS, Seen
+from mpbook.diagnosis.rescue import OF_THE_LOSS, Rescue
 from mpbook.diagnosis.state import STANDS_STILL, Write
 from mpbook.diagnosis.verdicts import NEAR, WRONG, FormatVerdict
 from mpbook.master_weights import SIXTEEN_BIT
@@ -33,193 +50,6 @@ STATES = "if weights or states were in 16 bits"
 """What is said of states that are not."""
 PASSED = "weights or states in 16 bits, as passed"
 """And of those that are."""
-
-_LOOP = """scaler = torch.amp.GradScaler(init_scale=2.0**{exponent:.0f})
-with torch.autocast(device_type, dtype=torch.float16):
-    loss = {loss}
-scaler.scale(loss).backward()
-scaler.step(optimizer)
-scaler.update()"""
-
-_TOO_LARGE = (
-    "this loss is too large for float16's gradients: bring it down (standardise its targets, take "
-    "a mean instead of a sum), or start the scaler below 1"
-)
-
-_BFLOAT16 = """with torch.autocast(device_type, dtype=torch.bfloat16):
-    loss = {loss}"""
-
-_ATTENTION = (
-    "put the scale before the product of queries and keys, or use the fused attention",
-    "scores = (query * scale) @ key.mT\n# or: F.scaled_dot_product_attention(query, key, value)",
-    "recipe/autocast_traps.html#autocast-inf-float16",
-)
-"""Of a product whose result a softmax takes."""
-
-_EPS = (
-    "an eps below 6e-8 is 0 in float16, and below 6e-5 has few digits: raise it, or divide in "
-    "float32",
-    "y = x.float() / (norm.float() + 1e-8)",
-    "numbers/precision_formats_traps.html#formats-eps",
-)
-_DIVIDES = frozenset("div div_ reciprocal rsqrt".split())
-_DIFFERENCE = (
-    "this divisor is 0 in bfloat16 too, which keeps an eps of 1e-8: a difference of nearly equal "
-    "numbers, as 1 - 0.999, rounds to 0: take it in float32, of what was never rounded",
-    "left = 1 - x  # x in float32, and no float32 of a 16-bit x",
-    "numbers/rounding_and_sums_traps.html#sums-variance",
-)
-"""Of a divisor that no eps makes 0."""
-
-_BY_OPERATOR: dict[str, tuple[str, str, str]] = {
-    "mm": (
-        "scale the operands of this product down before it, or compute it in float32",
-        "with torch.autocast(device_type, enabled=False):\n    y = a.float() @ b.float()",
-        "recipe/autocast_traps.html#autocast-island",
-    ),
-    "mul": (
-        "take the square or the product in float32: float16 ends at 65504, which is 256 squared",
-        "norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # float32 under autocast\n"
-        "# or, for a product: x.float() * y.float()",
-        "numbers/rounding_and_sums_traps.html#sums-rms",
-    ),
-    "div": (
-        "the quotient is beyond 65504: divide in float32, or bring down what is divided before",
-        "y = x.float() / temperature",
-        "recipe/autocast_traps.html#autocast-island",
-    ),
-    "log": (
-        "take the logarithm of what was never rounded to 16 bits",
-        "F.logsigmoid(x), x.log_softmax(-1)  # in place of a log of a probability",
-        "numbers/precision_formats_traps.html#formats-eps",
-    ),
-    "sqrt": (
-        "a difference of large numbers, such as a variance in one pass, can be negative in 16 "
-        "bits: take it in float32",
-        "variance = x.float().var(-1, keepdim=True, unbiased=False)",
-        "numbers/rounding_and_sums_traps.html#sums-variance",
-    ),
-    "_to_copy": (
-        "autocast casts this tensor to 16 bits, and it has numbers beyond 65504: normalise the "
-        "inputs or the weights, or keep the module in float32",
-        "inputs = (inputs - mean) / std",
-        "recipe/loss_scaling_traps.html#ls-forward",
-    ),
-    "convolution": (
-        "activations outgrow float16: normalise before this layer, or run it in bfloat16",
-        "",
-        "recipe/loss_scaling_traps.html#ls-forward",
-    ),
-}
-_BY_OPERATOR["bmm"] = _BY_OPERATOR["baddbmm"] = _BY_OPERATOR["mm"]
-_BY_OPERATOR["addmm"] = _BY_OPERATOR["convolution"]
-_BY_OPERATOR["pow"] = _BY_OPERATOR["mul"]
-_BY_OPERATOR["rsqrt"] = _BY_OPERATOR["sqrt"]
-
-_ELSE = (
-    "compute this operator in float32, or bring its operands down before it",
-    "with torch.autocast(device_type, enabled=False):\n    ...  # its operands as .float()",
-    "recipe/autocast_traps.html#autocast-island",
-)
-
-_SPOILT = (
-    "autocast runs this operator in float32 already: its operands were spoilt in 16 bits before it",
-    "",
-    "numbers/rounding_and_sums_traps.html#sums-variance",
-)
-"""Of an operator that no float32 of its own mends."""
-
-_GRADIENT = (
-    "a gradient beyond 65504 is cast to 16 bits there, as that of a log or a quotient of small "
-    "numbers: compute what it is of in float32",
-    _ELSE[1],
-    "recipe/autocast_traps.html#autocast-island",
-)
-
-_INDEFINITE = (
-    "rounding has made this matrix singular, or not positive definite: build it in float32",
-    "with torch.autocast(device_type, enabled=False):\n    matrix = x.float() @ x.float().mT",
-    "numbers/rounding_and_sums_traps.html#sums-variance",
-)
-
-_MASK = (
-    "fill a mask with the dtype's own smallest number",
-    "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)",
-    "numbers/precision_formats_traps.html#mask-value",
-)
-
-_CUSTOM_FUNCTION = """class Mine(torch.autograd.Function):
-    @staticmethod
-    @torch.amp.custom_fwd(device_type=device_type, cast_inputs=torch.float32)
-    def forward(ctx, x): ...
-
-    @staticmethod
-    @torch.amp.custom_bwd(device_type=device_type)
-    def backward(ctx, gradient): ..."""
-
-_NO_KERNEL = (
-    "this operator has no kernel in 16 bits: compute it in float32",
-    "with torch.autocast(device_type, enabled=False):\n    y = operator(x.float())",
-    "recipe/autocast_traps.html#autocast-not-implemented",
-)
-_TWO_DTYPES = (
-    "two dtypes meet that autocast does not unite: cast one of them, and give an "
-    "autograd.Function of your own torch.amp.custom_fwd and custom_bwd",
-    _CUSTOM_FUNCTION,
-    "recipe/autocast_traps.html#autocast-custom-function",
-)
-
-_BY_MESSAGE: tuple[tuple[str, tuple[str, str, str]], ...] = (
-    (
-        "unsafe to autocast",
-        (
-            "hand logits to the loss and no probabilities",
-            "loss = F.binary_cross_entropy_with_logits(logits, target)",
-            "recipe/autocast_traps.html#autocast-bceloss",
-        ),
-    ),
-    (
-        "without overflow",
-        _MASK,
-    ),
-    *((words, _INDEFINITE) for words in ("positive-definite", "singular")),
-    *((words, _TWO_DTYPES) for words in ("same dtype", "scalar type", "should be the same")),
-    *((words, _NO_KERNEL) for words in ("not implemented for", "Low precision dtypes")),
-    (
-        "Unsupported dtype",  # of a CPU's FFT
-        (
-            "take Fourier transforms in float32: a GPU has them in float16 for powers of two only, "
-            "and not in bfloat16",
-            "spectrum = torch.fft.rfft(x.float())",
-            "practice/own_model_traps.html#own-fft",
-        ),
-    ),
-)
-
-_POSITIONS = "formats_that_need_less/bf16.html#bf16-positions"
-_WHOLE_NUMBERS = (
-    "positions, times or indices are rounded: make them in float32, and cast what follows",
-    "positions = torch.arange(length, dtype=torch.float32)",
-    _POSITIONS,
-)
-_BEYOND = (
-    "whole numbers beyond 65504 are cast to 16 bits: keep positions, times or indices in float32 "
-    "and cast what follows; normalise what is data",
-    *_WHOLE_NUMBERS[1:],
-)
-_BECAUSE: dict[Because, tuple[str, str]] = {
-    "overflow": ("what overflows there is lost", "recipe/autocast_traps.html#autocast-island"),
-    "whole numbers": ("16 bits cannot tell these whole numbers apart", _POSITIONS),
-    "underflow": (
-        "results there are below the normal numbers of 16 bits, where digits are lost or all is 0",
-        "numbers/precision_formats_traps.html#formats-eps",
-    ),
-    "rounding": (
-        "rounding there is too coarse, as of a difference of nearly equal numbers",
-        "numbers/rounding_and_sums_traps.html#sums-variance",
-    ),
-}
-"""What 16 bits do to places where a run is finite and wrong, and the section about it."""
 
 NOTICED = 0.05
 """Relative error of all gradients that is worth a word where it can be halved."""
@@ -284,14 +114,14 @@ def _for_a_format(
         holds = other is not None and other.survives == "yes" and other.total <= WRONG
         if v.format == "float16" and holds:
             yield Advice(v.format, "or train in bfloat16, which survives these steps",
-                         _BFLOAT16.format(loss=loss),
+                         BFLOAT16.format(loss=loss),
                          "formats_that_need_less/bf16.html#bf16-or-fp16")  # fmt: skip
         elif not known:
             yield Advice(v.format, f"no few lines are known to mend it: {v.reason}")
     if v.survives == "with a loss scale":
-        what = "scale the loss" if v.loss_scale >= 1 else _TOO_LARGE
+        what = "scale the loss" if v.loss_scale >= 1 else TOO_LARGE
         yield Advice(v.format, what,
-                     _LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
+                     LOOP.format(exponent=math.log2(v.loss_scale), loss=loss),
                      "recipe/loss_scaling.html#ls-window")  # fmt: skip
     if v.survives != "no":
         yield from _for_what_survives(v, report.total_without, report.flipped)
@@ -323,7 +153,7 @@ def _for_what_survives(
         outside = v.failure.key.place.module == LOSS
         yield Advice(v.format, "training goes on, but the loss that is printed is not finite, and "
                      f"a loop that stops for it stops: compute it in float32 ({v.failure})",
-                     OF_THE_LOSS if outside else _ELSE[1],
+                     OF_THE_LOSS if outside else ELSE[1],
                      "recipe/autocast_traps.html#autocast-island")  # fmt: skip
     if v.without_gradient:
         named = ", ".join(v.without_gradient[:4])
@@ -345,9 +175,9 @@ def _for_what_survives(
     if total_without is not None and v.total > max(NOTICED, 2 * total_without):
         yield Advice(
             v.format,
-            f"{_WHOLE_NUMBERS[0]}: gradients are {v.total:.0%} off float32's, "
+            f"{WHOLE_NUMBERS[0]}: gradients are {v.total:.0%} off float32's, "
             f"and {total_without:.1%} with them in float32",
-            *_WHOLE_NUMBERS[1:],
+            *WHOLE_NUMBERS[1:],
         )
 
 
@@ -359,7 +189,7 @@ def _rescues(v: FormatVerdict, found: Rescue | None) -> Iterator[Advice]:
             yield Advice(v.format, f"or keep in float32, and nothing else: {parts}", found.code,
                          "recipe/autocast_traps.html#autocast-island")  # fmt: skip
             return
-        what, page = _BECAUSE[found.because]
+        what, page = BECAUSE[found.because]
         left = f"; gradients are {found.total:.1%} off float32's then"
         yield Advice(v.format, f"{what}: keep in float32 {parts}{left}", found.code, page)
     elif found is not None and v.wrong and v.failure is None:
@@ -371,46 +201,27 @@ def _cures(
     v: FormatVerdict, report: FormatReport, reports: dict[str, FormatReport]
 ) -> Iterator[Advice]:
     _, raises, message = v.reason.partition(" raises ")
-    told = (cure for words, cure in _BY_MESSAGE if raises and words in message)
+    told = (cure for words, cure in BY_MESSAGE if raises and words in message)
     for what, lines, page in dict.fromkeys(told):
         yield Advice(v.format, what, lines, page)
     seen = v.failure
     if seen is None:
         return
-    what, lines, page = _of_an_operator(seen, v.behind)
-    if what == _EPS[0]:
+    what, lines, page = of_an_operator(seen, v.behind)
+    if what == EPS[0]:
         found = report.rescue
         if found is not None and found.holds and seen.key.place not in found.places:
             return  # another line made the divisor 0, and no eps mends that
         if _is_0_in_bfloat16(seen, reports):
-            what, lines, page = _DIFFERENCE
+            what, lines, page = DIFFERENCE
     if seen.operator == "_to_copy" and seen.key.place in report.rounded:
-        what, lines, page = _BEYOND
+        what, lines, page = BEYOND
     yield Advice(v.format, f"{what} ({seen.key.place})", lines, page)
 
 
 def _is_0_in_bfloat16(seen: Seen, reports: dict[str, FormatReport]) -> bool:
     other = reports["bfloat16"].verdict.failure if "bfloat16" in reports else None
-    return other is not None and _divides_by_0(other) and other.key.place == seen.key.place
-
-
-def _divides_by_0(seen: Seen) -> bool:
-    return seen.operator in _DIVIDES and " is 0" in seen.cause
-
-
-def _of_an_operator(seen: Seen, behind: Seen | None) -> tuple[str, str, str]:
-    """By what it is, why it failed, and what its result becomes NaN in."""
-    if seen.operator in ("mm", "bmm", "baddbmm") and behind and behind.operator == "_softmax":
-        return _ATTENTION
-    is_wide = seen.dtype not in SIXTEEN_BIT
-    if _divides_by_0(seen):
-        return _SPOILT if is_wide and seen.key.phase == "backward" else _EPS
-    if seen.operator == "_to_copy" and seen.key.phase == "backward":
-        return _GRADIENT
-    if is_like_a_mask(seen):
-        return _MASK
-    otherwise = _SPOILT if is_wide and seen.signs == {"nan"} else _ELSE
-    return _BY_OPERATOR.get(seen.operator, otherwise)
+    return other is not None and divides_by_0(other) and other.key.place == seen.key.place
 
 
 def _for_states(writes: list[Write]) -> Iterator[Advice]:

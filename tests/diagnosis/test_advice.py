@@ -12,21 +12,25 @@ import pytest
 import torch
 from visits import ROOT
 
-from mpbook.diagnosis import advice
+from mpbook.diagnosis import advice, cures
 from mpbook.diagnosis.format_report import FormatReport
 from mpbook.diagnosis.places import Key, Place, Seen
 from mpbook.diagnosis.state import Write
 from mpbook.diagnosis.verdicts import FormatVerdict
 
-SOURCE = (ROOT / "mpbook" / "diagnosis" / "advice.py").read_text("utf-8")
+SOURCE = "".join(
+    (ROOT / "mpbook" / "diagnosis" / name).read_text("utf-8") for name in ("advice.py", "cures.py")
+)
 PAGES = sorted(set(re.findall(r'"([a-z_0-9]+/[a-z_0-9]+\.html#[a-z0-9-]+)"', SOURCE)))
 
 
 def snippets() -> Iterator[str]:
-    yield from (lines for _, lines, _ in advice._BY_OPERATOR.values())
-    yield from (lines for _, (_, lines, _) in advice._BY_MESSAGE)
+    named = (value for value in vars(cures).values() if isinstance(value, tuple))
+    yield from (cure[1] for cure in named if len(cure) == 3 and isinstance(cure[1], str))
+    yield from (lines for _, lines, _ in cures.BY_OPERATOR.values())
+    yield from (lines for _, (_, lines, _) in cures.BY_MESSAGE)
     for loss in (advice.WITH_A_LOSS, "...  # as your step has it"):
-        yield from (advice._LOOP.format(exponent=8, loss=loss), advice._BFLOAT16.format(loss=loss))
+        yield from (cures.LOOP.format(exponent=8, loss=loss), cures.BFLOAT16.format(loss=loss))
 
 
 def test_there_are_pages_to_check() -> None:
